@@ -1,0 +1,47 @@
+# The two commands of the README are `make demo` and `make test`. Both work on a fresh Debian machine with Python 3.11 and make.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11 3,$(shell command -v python$(v) 2>/dev/null)))
+PYTEST_WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: demo test test-slow lint check bench proto clean
+
+demo: $(VENV)/installed ## the whole path on one machine; pass options as ARGS="--seconds 60"
+	$(BIN)/kubetwin demo $(ARGS)
+
+test: $(VENV)/installed ## unit and end-to-end tests
+	$(BIN)/pytest -n $(PYTEST_WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/installed ## the tests that take minutes
+	$(BIN)/pytest -m slow --timeout 900 $(ARGS)
+
+lint: $(VENV)/installed ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests benchmarks
+	$(BIN)/lint-imports
+
+check: lint test
+
+bench: $(VENV)/installed ## every benchmark in its short form
+	$(BIN)/python -m benchmarks $(ARGS)
+
+proto: $(VENV)/installed ## regenerate dmi/_pb
+	PYTHON=$(BIN)/python sh proto/generate.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# Debian ships Python without ensurepip; python3-venv brings it. Anywhere else, or without root, say what is missing.
+$(VENV)/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "kubetwin needs Python 3.11 or newer; none was found"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kubetwin needs Python 3.11 or newer, $(PYTHON) is older; try make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy python3-venv; \
+	  else echo "Python's venv module is missing: install it first (Debian: apt-get install python3-venv)"; exit 1; fi; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[test]"
+	touch $@

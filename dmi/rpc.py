@@ -1,0 +1,80 @@
+"""What client and server side of DMI share: addresses, channel options, deadlines, and errors ⇄ gRPC status codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from dmi.errors import (
+    ConfigError,
+    ConversionError,
+    DmiError,
+    PeerRefused,
+    PeerUnavailable,
+    UnknownDevice,
+    UnknownModel,
+    UnknownProperty,
+)
+
+__all__ = ["MAX_MESSAGE_BYTES", "REASON_KEY", "code_for", "open_channel", "rpc_errors"]
+
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+"""What grpc-go takes by default on both ends (DMI contract 1.3)."""
+
+REASON_KEY: Final = "kubetwin-reason-bin"
+"""Call metadata of `ReportDeviceStates`: why the device is in that state, UTF-8. DMI has no field for it, and servers
+ignore metadata they do not know."""
+
+_CODES: Final[dict[type[Exception], grpc.StatusCode]] = {
+    ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
+    ConversionError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownDevice: grpc.StatusCode.NOT_FOUND,
+    UnknownModel: grpc.StatusCode.NOT_FOUND,
+    UnknownProperty: grpc.StatusCode.NOT_FOUND,
+    PeerUnavailable: grpc.StatusCode.UNAVAILABLE,
+    PeerRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    DmiError: grpc.StatusCode.INTERNAL,
+}
+
+_UNREACHED: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+)
+
+
+def code_for(error: Exception) -> grpc.StatusCode:
+    """The status code a server answers an exception with: the nearest class of the table."""
+    return next((_CODES[cls] for cls in type(error).__mro__ if cls in _CODES), grpc.StatusCode.INTERNAL)
+
+
+@contextmanager
+def rpc_errors(peer: str) -> Iterator[None]:
+    """Turn gRPC failures raised in the block into `PeerUnavailable` and `PeerRefused`, naming `peer`."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        details = error.details() or "no details"
+        if error.code() in _UNREACHED:
+            raise PeerUnavailable(f"{peer}: {details}") from error
+        raise PeerRefused(error.code().name, f"{peer}: {details}") from error
+
+
+def open_channel(socket_path: str | Path) -> grpc.aio.Channel:
+    """A channel to a unix socket that lives as long as the peer does. It reconnects within a second: grpc's own default
+    of up to two minutes would leave a restarted peer alone for that long.
+    """
+    return grpc.aio.insecure_channel(
+        f"unix:{Path(socket_path).absolute()}",
+        options=(
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+        ),
+    )

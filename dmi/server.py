@@ -1,0 +1,260 @@
+"""The serving sides of DMI: adapters from gRPC to two protocols of plain methods, and sockets that appear atomically.
+
+`serve_edgecore` is what mappers call, `serve_mapper` what an edge core calls. An exception of `dmi.errors` raised by
+a handler is answered with its status code and text; any other is logged and answered INTERNAL. The server goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from pathlib import Path
+from typing import Any, Final, Never, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from dmi._pb import api_pb2 as pb
+from dmi._pb.api_pb2_grpc import (
+    DeviceManagerServiceServicer,
+    DeviceMapperServiceServicer,
+    add_DeviceManagerServiceServicer_to_server,
+    add_DeviceMapperServiceServicer_to_server,
+)
+from dmi.client import MapperInfo, Registration
+from dmi.errors import ConfigError, DmiError, UnknownDevice
+from dmi.rpc import MAX_MESSAGE_BYTES, REASON_KEY, code_for
+from dmi.twins import Twin
+from dmi.types import Device, DeviceId, DeviceModel, ModelId, device_id
+from dmi.wire import device_from_pb, device_to_pb, model_from_pb, model_to_pb, twin_to_pb, twins_from_pb
+
+__all__ = ["EdgeCoreHandlers", "MapperHandlers", "serve_edgecore", "serve_mapper"]
+
+logger = logging.getLogger(__name__)
+
+_Response = TypeVar("_Response")
+
+SOCKET_MODE: Final = 0o660
+_STOP_GRACE_S: Final = 1.0
+
+
+class EdgeCoreHandlers(Protocol):
+    """What an edge core does for mappers."""
+
+    async def register_mapper(self, mapper: MapperInfo, *, with_data: bool) -> Registration: ...
+
+    async def accept_twins(self, device: DeviceId, twins: Sequence[Twin]) -> None:
+        """Returning means durably stored. `UnknownDevice` when no such device is on this node."""
+
+    async def accept_state(self, device: DeviceId, state: str, reason: str) -> None: ...
+
+
+class MapperHandlers(Protocol):
+    """What a mapper does for an edge core. Everything may be repeated; removing what is gone succeeds."""
+
+    async def apply_device(self, device: Device) -> None:
+        """`RegisterDevice` and `UpdateDevice`: an upsert."""
+
+    async def remove_device(self, device: DeviceId) -> None: ...
+
+    async def apply_model(self, model: DeviceModel) -> None: ...
+
+    async def remove_model(self, model: ModelId) -> None: ...
+
+    async def get_device(self, device: DeviceId) -> tuple[Device, Sequence[Twin]]: ...
+
+
+@contextlib.asynccontextmanager
+async def serve_edgecore(handlers: EdgeCoreHandlers, socket_path: str | Path) -> AsyncIterator[Path]:
+    """Serve mappers on a unix socket while the block runs."""
+    server = _new_server()
+    add_DeviceManagerServiceServicer_to_server(_ManagerServicer(handlers), server)
+    async with _listen(server, Path(socket_path)) as path:
+        yield path
+
+
+@contextlib.asynccontextmanager
+async def serve_mapper(handlers: MapperHandlers, socket_path: str | Path) -> AsyncIterator[Path]:
+    """Serve an edge core on a unix socket while the block runs. Serve first, then register."""
+    server = _new_server()
+    add_DeviceMapperServiceServicer_to_server(_MapperServicer(handlers), server)
+    async with _listen(server, Path(socket_path)) as path:
+        yield path
+
+
+def _new_server() -> grpc.aio.Server:
+    return grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        )
+    )
+
+
+@contextlib.asynccontextmanager
+async def _listen(server: grpc.aio.Server, path: Path) -> AsyncIterator[Path]:
+    """Bind under a temporary name, set the mode, rename into place: a client never sees a socket that does not answer,
+    and a socket left by a killed process is simply replaced.
+    """
+    path = path.absolute()
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    if len(os.fsencode(hidden)) > 107:
+        raise ConfigError(
+            str(path), "the path is too long for a unix socket (about 100 bytes): choose a shorter directory"
+        )
+    server.add_insecure_port(f"unix:{hidden}")
+    await server.start()
+    try:
+        hidden.chmod(SOCKET_MODE)
+        hidden.replace(path)
+        inode = path.stat().st_ino
+        yield path
+    finally:
+        await server.stop(_STOP_GRACE_S)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == inode:  # not that of a successor that is serving already
+                path.unlink()
+
+
+async def _answer(call: Awaitable[_Response], context: Any, what: str) -> _Response:
+    """The result of a handler, or the gRPC error for its exception."""
+    try:
+        return await call
+    except DmiError as error:
+        await _refuse(error, context, what)
+    except Exception as error:
+        logger.exception("%s failed", what)
+        await context.abort(grpc.StatusCode.INTERNAL, f"{what}: {error!r}")
+        raise AssertionError("abort raises") from error
+
+
+async def _refuse(error: DmiError, context: Any, what: str) -> Never:
+    logger.warning("%s refused: %s", what, error)
+    await context.abort(code_for(error), str(error))
+    raise AssertionError("abort raises")
+
+
+def _id_of(namespace: str, name: str) -> DeviceId:
+    if not namespace or not name or "/" in namespace or "/" in name:
+        raise UnknownDevice(f"deviceNamespace {namespace!r} and deviceName {name!r} do not name a device")
+    return device_id(namespace, name)
+
+
+class _ManagerServicer(DeviceManagerServiceServicer):
+    def __init__(self, handlers: EdgeCoreHandlers) -> None:
+        self._handlers = handlers
+
+    async def MapperRegister(self, request: pb.MapperRegisterRequest, context: Any) -> pb.MapperRegisterResponse:  # noqa: N802
+        async def call() -> pb.MapperRegisterResponse:
+            mapper = request.mapper
+            if not mapper.name or not mapper.protocol:
+                raise ConfigError("mapper", f"name {mapper.name!r} and protocol {mapper.protocol!r} must both be given")
+            try:
+                address = mapper.address.decode()
+            except UnicodeDecodeError as error:
+                raise ConfigError("mapper.address", f"not UTF-8: {error}") from error
+            info = MapperInfo(
+                name=mapper.name,
+                protocol=mapper.protocol,
+                address=address,
+                version=mapper.version,
+                api_version=mapper.api_version,
+                state=mapper.state,
+            )
+            answer = await self._handlers.register_mapper(info, with_data=request.withData)
+            return pb.MapperRegisterResponse(
+                modelList=[model_to_pb(m) for m in answer.models], deviceList=[device_to_pb(d) for d in answer.devices]
+            )
+
+        return await _answer(call(), context, f"MapperRegister of {request.mapper.name!r}")
+
+    async def ReportDeviceStatus(  # noqa: N802
+        self, request: pb.ReportDeviceStatusRequest, context: Any
+    ) -> pb.ReportDeviceStatusResponse:
+        async def call() -> pb.ReportDeviceStatusResponse:
+            device = _id_of(request.deviceNamespace, request.deviceName)
+            twins = twins_from_pb(request.reportedDevice.twins)
+            if not twins:
+                raise ConfigError("reportedDevice.twins", "is empty")
+            await self._handlers.accept_twins(device, twins)
+            return pb.ReportDeviceStatusResponse()
+
+        return await _answer(call(), context, f"ReportDeviceStatus of {request.deviceNamespace}/{request.deviceName}")
+
+    async def ReportDeviceStates(  # noqa: N802
+        self, request: pb.ReportDeviceStatesRequest, context: Any
+    ) -> pb.ReportDeviceStatesResponse:
+        async def call() -> pb.ReportDeviceStatesResponse:
+            device = _id_of(request.deviceNamespace, request.deviceName)
+            reason = next((v for k, v in context.invocation_metadata() or () if k == REASON_KEY), b"")
+            await self._handlers.accept_state(device, request.state, bytes(reason).decode(errors="replace"))
+            return pb.ReportDeviceStatesResponse()
+
+        return await _answer(call(), context, f"ReportDeviceStates of {request.deviceNamespace}/{request.deviceName}")
+
+
+class _MapperServicer(DeviceMapperServiceServicer):
+    def __init__(self, handlers: MapperHandlers) -> None:
+        self._handlers = handlers
+
+    async def RegisterDevice(self, request: pb.RegisterDeviceRequest, context: Any) -> pb.RegisterDeviceResponse:  # noqa: N802
+        async def call() -> pb.RegisterDeviceResponse:
+            device = device_from_pb(request.device)
+            await self._handlers.apply_device(device)
+            return pb.RegisterDeviceResponse(deviceName=device.name, deviceNamespace=device.namespace)
+
+        return await _answer(call(), context, f"RegisterDevice of {request.device.namespace}/{request.device.name}")
+
+    async def UpdateDevice(self, request: pb.UpdateDeviceRequest, context: Any) -> pb.UpdateDeviceResponse:  # noqa: N802
+        async def call() -> pb.UpdateDeviceResponse:
+            await self._handlers.apply_device(device_from_pb(request.device))
+            return pb.UpdateDeviceResponse()
+
+        return await _answer(call(), context, f"UpdateDevice of {request.device.namespace}/{request.device.name}")
+
+    async def RemoveDevice(self, request: pb.RemoveDeviceRequest, context: Any) -> pb.RemoveDeviceResponse:  # noqa: N802
+        async def call() -> pb.RemoveDeviceResponse:
+            await self._handlers.remove_device(_id_of(request.deviceNamespace, request.deviceName))
+            return pb.RemoveDeviceResponse()
+
+        return await _answer(call(), context, f"RemoveDevice of {request.deviceNamespace}/{request.deviceName}")
+
+    async def CreateDeviceModel(  # noqa: N802
+        self, request: pb.CreateDeviceModelRequest, context: Any
+    ) -> pb.CreateDeviceModelResponse:
+        async def call() -> pb.CreateDeviceModelResponse:
+            model = model_from_pb(request.model)
+            await self._handlers.apply_model(model)
+            return pb.CreateDeviceModelResponse(deviceModelName=model.name, deviceModelNamespace=model.namespace)
+
+        return await _answer(call(), context, f"CreateDeviceModel of {request.model.namespace}/{request.model.name}")
+
+    async def UpdateDeviceModel(  # noqa: N802
+        self, request: pb.UpdateDeviceModelRequest, context: Any
+    ) -> pb.UpdateDeviceModelResponse:
+        async def call() -> pb.UpdateDeviceModelResponse:
+            await self._handlers.apply_model(model_from_pb(request.model))
+            return pb.UpdateDeviceModelResponse()
+
+        return await _answer(call(), context, f"UpdateDeviceModel of {request.model.namespace}/{request.model.name}")
+
+    async def RemoveDeviceModel(  # noqa: N802
+        self, request: pb.RemoveDeviceModelRequest, context: Any
+    ) -> pb.RemoveDeviceModelResponse:
+        async def call() -> pb.RemoveDeviceModelResponse:
+            await self._handlers.remove_model(ModelId(_id_of(request.modelNamespace, request.modelName)))
+            return pb.RemoveDeviceModelResponse()
+
+        return await _answer(call(), context, f"RemoveDeviceModel of {request.modelNamespace}/{request.modelName}")
+
+    async def GetDevice(self, request: pb.GetDeviceRequest, context: Any) -> pb.GetDeviceResponse:  # noqa: N802
+        async def call() -> pb.GetDeviceResponse:
+            device, twins = await self._handlers.get_device(_id_of(request.deviceNamespace, request.deviceName))
+            message = device_to_pb(device)
+            message.status.twins.extend(twin_to_pb(t) for t in twins)
+            return pb.GetDeviceResponse(device=message)
+
+        return await _answer(call(), context, f"GetDevice of {request.deviceNamespace}/{request.deviceName}")
