@@ -1,0 +1,119 @@
+"""A device and its model → what the runtime runs, and what is wrong with it. Pure; nothing here touches a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from dmi.errors import ConfigError
+from dmi.types import Config, Device, DeviceModel, DeviceProperty, ModelProperty
+from mappers.sdk.driver import AnyDriver, Property
+from mappers.sdk.settings import decode_settings
+
+__all__ = ["Declaration", "declare"]
+
+_VISITOR: Final = "visitors.configData"
+
+
+class Declaration(Struct, frozen=True):
+    """One device as it is to be run. What cannot run is left out and named."""
+
+    device: Device
+    model: DeviceModel | None = None
+    config: Any = None
+    """The driver's protocol struct; None: the device cannot run, `problem` says why."""
+    problem: str = ""
+    properties: Mapping[str, Property[Any]] = {}
+    problems: Mapping[str, str] = {}
+    """Property name → why it cannot run, starting with the path below `spec.properties[]`."""
+    warnings: tuple[str, ...] = ()
+    """What is odd but harmless, such as settings that no one reads."""
+
+    def reason(self) -> str:
+        """Everything that is wrong, in one line; empty when all is well."""
+        if self.problem:
+            return self.problem
+        return "; ".join(f"property {name}: {problem}" for name, problem in self.problems.items())
+
+    def errors(self) -> list[str]:
+        """Everything that is wrong, one entry each, with the path as in the YAML."""
+        if self.problem:
+            return [self.problem]
+        index = {p.name: i for i, p in reversed(list(enumerate(self.device.properties)))}
+        return [f"spec.properties[{index[name]}].{problem}" for name, problem in self.problems.items()]
+
+
+def declare(
+    driver: AnyDriver, device: Device, model: DeviceModel | None, previous: Declaration | None = None
+) -> Declaration:
+    """Check and type a device's declaration. A property that did not change since `previous` stays the same object."""
+    if model is None:
+        return _broken(device, f"spec.deviceModelRef.name: model {device.model_id!r} is not known here", None)
+    try:
+        config, unknown = _settings(driver.protocol_config, device.protocol_config, "spec.protocol.configData")
+        with _Prefix("spec.protocol.configData"):
+            config = driver.check_config(config)
+    except ConfigError as error:
+        return _broken(device, str(error), model)
+    warnings = [f"spec.protocol.configData.{key}: is not used by {driver.protocol}" for key in unknown]
+    models = {p.name: p for p in model.properties}
+    properties: dict[str, Property[Any]] = {}
+    problems: dict[str, str] = {}
+    for index, declared in enumerate(device.properties):
+        if declared.name in properties or declared.name in problems:
+            warnings.append(
+                f"spec.properties[{index}].name: {declared.name!r} is declared before; the first one counts"
+            )
+            continue
+        try:
+            known = previous.properties.get(declared.name) if previous else None
+            properties[declared.name], unknown = _property(driver, declared, models.get(declared.name), known)
+        except ConfigError as error:
+            problems[declared.name] = str(error)
+            continue
+        warnings += [f"spec.properties[{index}].{_VISITOR}.{key}: is not used by {driver.protocol}" for key in unknown]
+    return Declaration(device, model, config, "", properties, problems, tuple(warnings))
+
+
+def _broken(device: Device, problem: str, model: DeviceModel | None) -> Declaration:
+    return Declaration(device, model, problem=problem, problems={p.name: problem for p in device.properties})
+
+
+def _property(
+    driver: AnyDriver, declared: DeviceProperty, model: ModelProperty | None, known: Property[Any] | None
+) -> tuple[Property[Any], tuple[str, ...]]:
+    if model is None:
+        raise ConfigError("name", f"the model has no property {declared.name!r}")
+    if model.type == "STREAM":
+        raise ConfigError("name", "the model declares a STREAM, which has no value to read")
+    visitor, unknown = _settings(driver.visitor_config, declared.visitor.config, _VISITOR)
+    with _Prefix(_VISITOR):
+        visitor = driver.resolve(visitor, model)
+    if known is not None and known.visitor == visitor and known.model == model:
+        return known, unknown
+    return Property(declared.name, visitor, model), unknown
+
+
+def _settings(type_: type[Struct], config: Config, path: str) -> tuple[Any, tuple[str, ...]]:
+    with _Prefix(path):
+        return decode_settings(config, type_)
+
+
+class _Prefix:
+    """Completes the path of a `ConfigError` raised in the block. Anything else a driver raises there is a bug of the
+    driver, and becomes a `ConfigError` too, because it must not take the other devices down."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ConfigError):
+            path = f"{self._path}.{error.path}" if error.path else self._path
+            raise ConfigError(path, error.problem) from None
+        if isinstance(error, Exception):
+            raise ConfigError(self._path, f"the driver failed on it: {error!r}") from error
