@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from grpc import ChannelConnectivity
 from msgspec import Struct
 
 from dmi._pb import api_pb2 as pb
@@ -63,6 +64,19 @@ class _Client:
 
     async def close(self) -> None:
         await self._channel.close()
+
+    async def wait_ready(self) -> None:
+        """Return once there is a connection, making one as often as it takes."""
+        while (state := self._channel.get_state(try_to_connect=True)) is not ChannelConnectivity.READY:
+            await self._channel.wait_for_state_change(state)
+
+    async def wait_lost(self) -> None:
+        """Return once there is no connection, at once if there is none; the next call makes a new one.
+
+        A killed peer is noticed this way without a call.
+        """
+        while (state := self._channel.get_state()) in (ChannelConnectivity.READY, ChannelConnectivity.CONNECTING):
+            await self._channel.wait_for_state_change(state)
 
 
 class EdgeCoreClient(_Client):

@@ -7,6 +7,7 @@ Tolerant in what is read: upstream's edge core sends every number as a 32-bit `F
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 from dmi._pb import api_pb2 as pb
@@ -28,6 +29,7 @@ from dmi.types import (
 __all__ = [
     "device_from_pb",
     "device_to_pb",
+    "fingerprint",
     "model_from_pb",
     "model_to_pb",
     "twin_from_pb",
@@ -114,6 +116,18 @@ def device_from_pb(message: pb.Device) -> Device:
         report_state=message.status.reportToCloud,
         state_report_cycle_ms=max(message.status.reportCycle, 0),
     )
+
+
+def fingerprint(device: Device, model: DeviceModel) -> bytes:
+    """16 bytes that differ when what a mapper is sent of a device and its model differs.
+
+    Raises:
+        ConfigError: It cannot be sent as it is declared; the path is the one in the YAML.
+    """
+    parts = (device_to_pb(device), model_to_pb(model))
+    return hashlib.blake2b(
+        b"".join(part.SerializeToString(deterministic=True) for part in parts), digest_size=16
+    ).digest()
 
 
 def model_to_pb(model: DeviceModel) -> pb.DeviceModel:

@@ -1,0 +1,90 @@
+"""Builds edge core's modules, wires them over the bus, and runs them until a signal says stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from dmi import ConfigError, NodeName
+from edgecore.bus import Bus
+from edgecore.config import EdgeCoreConfig, socket_path
+from edgecore.devicetwin import DeviceTwin
+from edgecore.edgehub import EdgeHub
+from edgecore.logs import set_up_logs
+from edgecore.metamanager import MetaManager
+from edgecore.store import StoreError, open_database
+
+__all__ = ["main", "serve"]
+
+logger = logging.getLogger("edgecore.app")  # also when this module is the program
+
+
+async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None) -> None:
+    """Run everything until cancelled; `ready` is set once mappers can call.
+
+    Raises:
+        StoreError: The database cannot be opened.
+        ConfigError: The DMI socket cannot be made.
+    """
+    ready = ready or asyncio.Event()
+    node = NodeName(config.node)
+    bus = Bus()
+    async with open_database(Path(config.database.data_source)) as database:
+        meta = MetaManager(database, bus)
+        twin = DeviceTwin(database, bus, node=node, socket=socket_path(config.modules.device_twin))
+        hub = EdgeHub(config.modules.edge_hub, node=node, bus=bus)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(twin.run(ready), name="devicetwin")
+            tasks.create_task(meta.run(), name="metamanager")
+            await ready.wait()
+            gc.collect()
+            gc.freeze()  # what is here now stays; no need to look at it again and again
+            tasks.create_task(hub.run(), name="edgehub")
+
+
+def main() -> None:
+    """What `edgecore.__main__` turns into: `app FD [-v]`, the settings as JSON on that file descriptor.
+
+    Exits with 1 when it cannot start or fails, and then says why in the log.
+    """
+    set_up_logs(logging.DEBUG if "-v" in sys.argv[2:] else logging.INFO)
+    with os.fdopen(int(sys.argv[1]), "rb") as file:
+        config = msgspec.json.decode(file.read(), type=EdgeCoreConfig)
+    try:
+        asyncio.run(_run(config))
+    except Exception as error:
+        for leaf in _leaves(error):
+            expected = isinstance(leaf, StoreError | ConfigError | OSError)
+            logger.critical("edgecore ends: %s", leaf, exc_info=None if expected else leaf)
+        sys.exit(1)
+
+
+async def _run(config: EdgeCoreConfig) -> None:
+    """`serve` until SIGTERM or SIGINT."""
+    logger.info("edgecore of node %s starts", config.node)
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(serve(config), name="edgecore")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    logger.info("edgecore stopped")
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The errors in an exception group, however deep."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What edge core's modules say to each other, and the in-process bus that carries it.
+
+A module publishes and subscribes by type; only `app` knows who is there. Publishing awaits every subscriber in turn, so
+order is kept, a slow subscriber slows its publisher, and nothing piles up in between. A subscriber that must not hold
+its publisher keeps a bounded queue or a set of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from cloudedge import Message
+
+__all__ = [
+    "Bus",
+    "CloudConnected",
+    "CloudLost",
+    "Confirmed",
+    "ObjectChange",
+    "ObjectMessage",
+    "ObjectsChanged",
+    "TwinMessage",
+    "Upstream",
+]
+
+
+class CloudConnected(Struct, frozen=True):
+    """The channel is up and the first keepalive is sent. Whoever owes the cloud something sends it now."""
+
+    url: str
+
+
+class CloudLost(Struct, frozen=True):
+    """The channel is gone. What was not confirmed may or may not have arrived."""
+
+
+class ObjectMessage(Struct, frozen=True):
+    """From the cloud, unasked: a Kubernetes object to store (group `resource`, no parent)."""
+
+    message: Message
+
+
+class TwinMessage(Struct, frozen=True):
+    """From the cloud, unasked: about membership (group `twin`, no parent)."""
+
+    message: Message
+
+
+class Confirmed(Struct, frozen=True):
+    """The cloud has what message `message_id` carried (group `twin`, with a parent)."""
+
+    message_id: str
+
+
+class Upstream(Struct, frozen=True):
+    """For the cloud. Publishing it waits while the channel is busy.
+
+    Raises:
+        ConnectionLost: There is no channel, or it went away; nothing is kept.
+    """
+
+    message: Message
+
+
+class ObjectChange(Struct, frozen=True):
+    """A stored object after a change. `kind` is the lower-case type in resource paths."""
+
+    kind: str
+    namespace: str
+    name: str
+    body: bytes | None
+    """The object as JSON; None: deleted."""
+    replaced: bool = False
+    """It is another object of the same name than before (the uid differs)."""
+
+
+class ObjectsChanged(Struct, frozen=True):
+    """Committed changes, in order."""
+
+    changes: tuple[ObjectChange, ...]
+
+
+_Event = TypeVar("_Event", bound=Struct)
+_Handler = Callable[[Any], Awaitable[None]]
+
+
+class Bus:
+    def __init__(self) -> None:
+        self._handlers: dict[type[Struct], list[_Handler]] = {}
+
+    def subscribe(self, type_: type[_Event], handler: Callable[[_Event], Awaitable[None]]) -> None:
+        self._handlers.setdefault(type_, []).append(handler)
+
+    async def publish(self, event: Struct) -> None:
+        """Returns when every subscriber has taken it; what a subscriber raises comes out here."""
+        for handler in self._handlers.get(type(event), ()):
+            await handler(event)

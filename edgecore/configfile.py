@@ -1,0 +1,90 @@
+"""Reads and prints `edgecore.yaml`.
+
+A key that is not here is named in a warning and otherwise left alone, so that a stock file loads.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from dmi import ConfigError
+from dmi.settings import load_settings
+from edgecore.config import API_VERSION, KIND, EdgeCoreConfig
+
+__all__ = ["load_config", "to_yaml"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(file: Path) -> EdgeCoreConfig:
+    """Read and check a file; what it asks for and is not there is said in the log.
+
+    Raises:
+        ConfigError: It cannot be read, or a value cannot work; the path says which.
+    """
+    config, unknown = load_settings(file, EdgeCoreConfig)
+    _check(config, str(file))
+    if unknown:
+        logger.warning("%s: keys that are not used here: %s", file, ", ".join(unknown))
+    later = [
+        name
+        for name, enabled in (
+            ("eventBus", config.modules.event_bus.enable),
+            ("serviceBus", config.modules.service_bus.enable),
+        )
+        if enabled
+    ]
+    if later:
+        logger.info("%s: enabled, but not available yet: %s", file, ", ".join(later))
+    return config
+
+
+def to_yaml(config: EdgeCoreConfig, *, minimal: bool = False) -> str:
+    """A file that `load_config` reads back; `minimal`: only what one has to look at."""
+    data = msgspec.to_builtins(config)
+    if minimal:
+        hub = data["modules"]["edgeHub"]
+        keys = ("heartbeat", "tlsCaFile", "tlsCertFile", "tlsPrivateKeyFile")
+        data["database"] = {"dataSource": data["database"]["dataSource"]}
+        data["modules"] = {
+            "edged": {"hostnameOverride": config.node},
+            "edgeHub": {**{key: hub[key] for key in keys}, "websocket": {"server": hub["websocket"]["server"]}},
+            "deviceTwin": {"dmiSockPath": data["modules"]["deviceTwin"]["dmiSockPath"]},
+        }
+    return yaml.safe_dump(data, sort_keys=False)
+
+
+def _check(config: EdgeCoreConfig, where: str) -> None:
+    """What a type cannot say.
+
+    Raises:
+        ConfigError: With the path of the value.
+    """
+    if config.api_version != API_VERSION or config.kind != KIND:
+        raise ConfigError(
+            where, f"apiVersion {config.api_version!r} and kind {config.kind!r} are not {API_VERSION} {KIND}"
+        )
+    if config.database.driver_name != "sqlite3":
+        raise ConfigError(f"{where}: database.driverName", f"{config.database.driver_name!r} is not sqlite3")
+    hub = config.modules.edge_hub
+    if hub.quic.enable or not hub.websocket.enable:
+        raise ConfigError(f"{where}: modules.edgeHub.websocket.enable", "QUIC is not available: enable websocket only")
+    host, _, port = hub.websocket.server.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(
+            f"{where}: modules.edgeHub.websocket.server", f"{hub.websocket.server!r} is not of the form host:port"
+        )
+    node = config.node
+    if not node or "/" in node or node != node.strip():
+        raise ConfigError(f"{where}: modules.edged.hostnameOverride", f"{node!r} is no node name")
+    for name, enabled in (
+        ("edgeHub", hub.enable),
+        ("metaManager", config.modules.meta_manager.enable),
+        ("deviceTwin", config.modules.device_twin.enable),
+    ):
+        if not enabled:
+            raise ConfigError(f"{where}: modules.{name}.enable", "the module cannot be left out")

@@ -1,0 +1,219 @@
+"""Brings each mapper to what it should run: per device the wanted declaration against the one it last took.
+
+Level-triggered: whatever happened, the two are compared again and the difference is handed over, in order for a device,
+side by side for several, until it is done. A device is new to a mapper once (`RegisterDevice`), changes by
+`UpdateDevice`, which upstream's mappers take as an upsert, and is removed once; its model goes first, always by
+`CreateDeviceModel`, which overwrites. Models are not taken away: a mapper drops them when it registers again
+(DMI contract 0.2, rules 3, 5, 9-12).
+
+A removal whose answer was lost in a crash of ours is repeated, which can crash a Go mapper once; the other choice would
+leave it running a device that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from dmi import ConfigError, DeviceId, DeviceModel, ModelId, PeerRefused, PeerUnavailable
+from dmi.client import MapperClient, MapperInfo
+from edgecore.devicetwin.catalog import Declaration
+from edgecore.store import Database, StoreError, delete_handed, put_handed
+
+__all__ = ["MapperLink"]
+
+logger = logging.getLogger(__name__)
+
+CALLS_AT_ONCE: Final = 8
+CALL_TIMEOUT_S: Final = 10.0
+FIRST_RETRY_S: Final = 0.2
+MAX_RETRY_S: Final = 5.0
+_UNCERTAIN: Final = b""
+"""Stored while a call is under way: the mapper may or may not have the device."""
+
+
+class MapperLink:
+    """One registered mapper. `wanted` is `Catalog.wanted` for its protocol, `load` reads a declaration (None: it is
+    gone or cannot be run), `changed` is called when the mapper starts or stops answering, or refuses a device.
+    """
+
+    def __init__(
+        self,
+        mapper: MapperInfo,
+        database: Database,
+        *,
+        handed: Mapping[DeviceId, bytes],
+        models: Mapping[ModelId, DeviceModel],
+        wanted: Callable[[DeviceId], bytes | None],
+        load: Callable[[DeviceId], Awaitable[Declaration | None]],
+        changed: Callable[[MapperLink], None],
+    ) -> None:
+        self.mapper = mapper
+        self.refused: dict[DeviceId, str] = {}
+        """Why the mapper does not take a device."""
+        self._database = database
+        self._handed = dict(handed)
+        self._models = dict(models)
+        self._wanted = wanted
+        self._load = load
+        self._changed = changed
+        self._client = MapperClient(mapper.address, timeout_s=CALL_TIMEOUT_S)
+        self._model_turn = asyncio.Lock()
+        self._reachable = asyncio.Event()
+        self._stalled = False
+        self._todo: dict[DeviceId, None] = {}
+        self._has_work = asyncio.Event()
+        self._busy: set[DeviceId] = set()
+        self._again: set[DeviceId] = set()
+        self._delays: dict[DeviceId, float] = {}
+        self._timers: dict[DeviceId, asyncio.TimerHandle] = {}
+
+    @property
+    def answering(self) -> bool:
+        return self._reachable.is_set() and not self._stalled
+
+    @property
+    def handed(self) -> list[DeviceId]:
+        return list(self._handed)
+
+    def wake(self, device: DeviceId) -> None:
+        """Compare this device again, now."""
+        if timer := self._timers.pop(device, None):
+            timer.cancel()
+        if device in self._busy:
+            self._again.add(device)
+        else:
+            self._todo[device] = None
+            self._has_work.set()
+
+    def heard(self) -> None:
+        """The mapper called us: it is alive."""
+        if self._stalled:
+            self._stalled = False
+            self._changed(self)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        try:
+            async with self._client, asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch(), name=f"mapper {self.mapper.name} connection")
+                for number in range(CALLS_AT_ONCE):
+                    tasks.create_task(self._work(), name=f"mapper {self.mapper.name} calls {number}")
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+
+    async def _watch(self) -> None:
+        """Follow the connection, which is how a killed mapper is noticed without a call."""
+        while True:
+            await self._client.wait_ready()
+            self._reachable.set()
+            self._changed(self)
+            await self._client.wait_lost()
+            self._reachable.clear()
+            logger.warning("mapper %s is gone from %s", self.mapper.name, self.mapper.address)
+            self._changed(self)
+
+    async def _work(self) -> None:
+        while True:
+            while not self._todo:
+                self._has_work.clear()
+                await self._has_work.wait()
+            await self._reachable.wait()
+            if not self._todo:  # another worker took it meanwhile
+                continue
+            device = next(iter(self._todo))
+            del self._todo[device]
+            self._busy.add(device)
+            try:
+                await self._settle(device)
+            finally:
+                self._busy.discard(device)
+                if device in self._again:
+                    self._again.discard(device)
+                    self.wake(device)
+
+    async def _settle(self, device: DeviceId) -> None:
+        """One attempt; what fails is tried again later."""
+        try:
+            await self._reconcile(device)
+        except PeerUnavailable as error:
+            self._retry(device, f"does not answer: {error}")
+            if not self._stalled:
+                self._stalled = True
+                self._changed(self)
+        except (PeerRefused, ConfigError) as error:
+            self._retry(device, f"refuses it: {error}")
+            self._refuse(device, str(error))
+        except StoreError as error:
+            self._retry(device, f"waits for the store: {error}")
+        except Exception:
+            logger.exception("device %s could not be handed to mapper %s", device, self.mapper.name)
+            self._retry(device, "waits after an error")
+        else:
+            self._delays.pop(device, None)
+            self._refuse(device, "")
+            self.heard()
+
+    async def _reconcile(self, device: DeviceId) -> None:
+        wanted = self._wanted(device)
+        if wanted is None:
+            if device in self._handed:
+                await self._remove(device)
+        elif wanted and wanted != self._handed.get(device):
+            await self._hand_over(device)
+
+    async def _hand_over(self, device: DeviceId) -> None:
+        declaration = await self._load(device)
+        if declaration is None:
+            return  # it changed again, and that wakes us
+        async with self._model_turn:
+            model = declaration.model
+            if self._models.get(model.id) != model:
+                await self._client.create_model(model)
+                self._models[model.id] = model
+        known = device in self._handed
+        await self._note(device, _UNCERTAIN)
+        if known:
+            await self._client.update_device(declaration.device)
+        else:
+            await self._client.register_device(declaration.device)
+        await self._note(device, declaration.digest)
+
+    async def _remove(self, device: DeviceId) -> None:
+        try:
+            await self._client.remove_device(device)
+        except PeerRefused as error:
+            logger.info("mapper %s on the removal of %s: %s", self.mapper.name, device, error)  # it never had it
+        await self._database.run(lambda db: delete_handed(db, self.mapper.protocol, device))
+        self._handed.pop(device, None)
+
+    async def _note(self, device: DeviceId, digest: bytes) -> None:
+        await self._database.run(lambda db: put_handed(db, self.mapper.protocol, device, digest))
+        self._handed[device] = digest
+
+    def _refuse(self, device: DeviceId, why: str) -> None:
+        if self.refused.get(device, "") == why:
+            return
+        if why:
+            self.refused[device] = why
+        else:
+            del self.refused[device]
+        self._changed(self)
+
+    def _retry(self, device: DeviceId, why: str) -> None:
+        delay = self._delays.get(device, 0.0)
+        if not delay:
+            logger.warning("device %s: mapper %s %s; trying again until it works", device, self.mapper.name, why)
+        self._delays[device] = delay = min(delay * 2 or FIRST_RETRY_S, MAX_RETRY_S)
+        if device in self._again:
+            return
+        self._timers[device] = asyncio.get_running_loop().call_later(delay, self._retry_now, device)
+
+    def _retry_now(self, device: DeviceId) -> None:
+        with contextlib.suppress(KeyError):
+            del self._timers[device]
+        self.wake(device)

@@ -1,0 +1,135 @@
+"""What a report changes: plain functions from a stored row and a report to the next row, or None for no change.
+
+Per side, newer wins by the time of collection. A report that only confirms a value moves its time, and that is a change
+like any other: it is stored and sent, because an age that stands still looks like a dead device. Mappers confirm every
+ten seconds or so, and between device and cloud there is at most one message in flight, so this stays cheap. A report
+that says nothing new, not even a time, is no change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, cast, get_args
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dmi import ConfigError, Desired, DeviceState, Reported, Twin, supersedes
+from edgecore.store import StateRow, TwinRow
+
+__all__ = ["Fault", "fault_of", "merge_state", "merge_twins", "read_state", "set_fault", "shown_state"]
+
+ONLINE_CONFIRM_MS: Final = 10_000
+"""How often a device that stays online has its last-online time stored and sent."""
+
+_STATES: Final[frozenset[str]] = frozenset(get_args(DeviceState))
+_ONLINE: Final = ("online", "ok")
+_NOTHING_REPORTED: Final = Reported()
+_NOTHING_DESIRED: Final = Desired()
+
+
+class Fault(Struct, frozen=True):
+    """Why edge core itself says something else about a device than its mapper does."""
+
+    state: DeviceState
+    reason: str
+
+
+def merge_twins(
+    stored: Mapping[str, TwinRow], reports: Iterable[Twin], types: Mapping[str, str], *, now_ms: int
+) -> list[TwinRow]:
+    """Rows that a report changes, each with the next version. `types`: property → type for what a mapper left open.
+
+    Go mappers give no times: a report of theirs is as new as its arrival, and a desired value keeps the time it came.
+    """
+    rows: dict[str, TwinRow] = {}
+    for report in reports:
+        name = report.property_name
+        before = rows.get(name) or stored.get(name)
+        twin = before.twin if before else Twin(property_name=name)
+        after = Twin(
+            property_name=name,
+            reported=_merge_reported(twin.reported, report, types.get(name, ""), now_ms, first=before is None),
+            desired=_merge_desired(twin.desired, report.desired, types.get(name, ""), now_ms),
+        )
+        if before is None:
+            rows[name] = TwinRow(twin=after, version=1)
+        elif after != twin:
+            rows[name] = TwinRow(twin=after, version=before.version + 1, acked=before.acked)
+    return list(rows.values())
+
+
+def _merge_reported(old: Reported, report: Twin, type_: str, now_ms: int, *, first: bool) -> Reported:
+    new = report.reported
+    if new == _NOTHING_REPORTED and report.desired != _NOTHING_DESIRED and not first:
+        return old  # the report is about the desired side only
+    if new.quality != "good" and not new.value and not new.collected_ms:
+        # A mapper that could not read it since it started: the last value stays, and is not as good any more.
+        new = replace(new, value=old.value, collected_ms=old.collected_ms)
+    new = replace(new, collected_ms=new.collected_ms or now_ms, type=new.type or type_)
+    return new if supersedes(new.collected_ms, old.collected_ms, now_ms=now_ms) else old
+
+
+def _merge_desired(old: Desired, new: Desired, type_: str, now_ms: int) -> Desired:
+    if new.updated_ms == 0:
+        if (new.value, new.write, new.reason) == (old.value, old.write, old.reason):
+            return old
+        new = replace(new, updated_ms=now_ms)
+    elif not supersedes(new.updated_ms, old.updated_ms, now_ms=now_ms):
+        return old
+    return replace(new, type=new.type or type_)
+
+
+def read_state(text: str) -> DeviceState:
+    """A state as mappers write it, in any case. The Go framework's `disconnected` is `offline`.
+
+    Raises:
+        ConfigError: None of the states there are.
+    """
+    state = text.strip().lower()
+    if state == "disconnected":
+        state = "offline"
+    if state not in _STATES:
+        raise ConfigError("state", f"{text[:64]!r} is not one of {', '.join(sorted(_STATES))}")
+    return cast(DeviceState, state)
+
+
+def merge_state(
+    stored: StateRow | None, state: DeviceState, reason: str, *, seen_online_ms: int, now_ms: int
+) -> StateRow | None:
+    """`seen_online_ms`: the last time the device was known to be online, which may be later than what is stored."""
+    before = stored or StateRow()
+    online = state in _ONLINE
+    last_online_ms = now_ms if online else max(before.last_online_ms, seen_online_ms)
+    same = (before.state, before.reason) == (state, reason)
+    if same and (not online or 0 <= now_ms - before.last_online_ms < ONLINE_CONFIRM_MS):
+        return None
+    return _changed(before, replace(before, state=state, reason=reason, last_online_ms=last_online_ms))
+
+
+def set_fault(stored: StateRow | None, fault: Fault | None) -> StateRow | None:
+    """Lay a fault over what the mapper said, or take it away."""
+    before = stored or StateRow()
+    state, reason = (fault.state, fault.reason) if fault else ("", "")
+    if (before.fault_state, before.fault_reason) == (state, reason):
+        return None
+    return _changed(before, replace(before, fault_state=state, fault_reason=reason))
+
+
+def _changed(before: StateRow, after: StateRow) -> StateRow:
+    """A new version only if the cloud would see a difference."""
+    differs = (shown_state(before), before.last_online_ms) != (shown_state(after), after.last_online_ms)
+    return replace(after, version=before.version + 1) if differs else after
+
+
+def fault_of(row: StateRow) -> Fault | None:
+    return Fault(cast(DeviceState, row.fault_state), row.fault_reason) if row.fault_state else None
+
+
+def shown_state(row: StateRow) -> tuple[str, str]:
+    """State and reason as the cloud is to show them."""
+    if row.fault_state:
+        return row.fault_state, row.fault_reason
+    if not row.state and row.version:  # a fault is over, and the mapper has not said anything
+        return "unknown", "the mapper has not reported a state"
+    return row.state, row.reason

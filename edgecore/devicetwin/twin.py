@@ -1,0 +1,305 @@
+"""The module: restores what was known, takes changes of objects, links mappers, and shows faults of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from dmi import ConfigError, DeviceId, DeviceModel, DmiError, ModelId, NodeName, device_id
+from dmi.client import MapperInfo, Registration
+from dmi.rpc import MAX_MESSAGE_BYTES
+from dmi.server import serve_edgecore
+from edgecore.bus import Bus, ObjectChange, ObjectsChanged
+from edgecore.devicetwin.catalog import Catalog, Declaration, Entry
+from edgecore.devicetwin.faults import FaultClock
+from edgecore.devicetwin.intake import Intake
+from edgecore.devicetwin.links import MapperLink
+from edgecore.devicetwin.merge import Fault, fault_of, set_fault
+from edgecore.devicetwin.sync import CloudSync
+from edgecore.store import (
+    Database,
+    StoreError,
+    delete_device,
+    delete_orphans,
+    faulty_devices,
+    get_object,
+    get_state,
+    handed_digests,
+    keep_properties,
+    list_objects,
+    put_state,
+    registered_mappers,
+    replace_mapper,
+)
+
+__all__ = ["DeviceTwin"]
+
+logger = logging.getLogger(__name__)
+
+NO_MAPPER_GRACE_S: Final = 10.0
+"""How long a mapper may take to register, or to answer, before its devices are shown as unknown."""
+DECLARATION_GRACE_S: Final = 1.0
+"""A device's model may be right behind it."""
+_REGISTRATION_BYTES: Final = MAX_MESSAGE_BYTES - 512 * 1024
+"""Of declarations in one answer; the rest is handed over after it."""
+
+
+class DeviceTwin:
+    def __init__(self, database: Database, bus: Bus, *, node: NodeName, socket: Path) -> None:
+        self._database = database
+        self._node = node
+        self._socket = socket
+        self._catalog = Catalog(node)
+        self._sync = CloudSync(database, bus, node=node)
+        self._intake = Intake(
+            database, self._catalog, self._sync, node=node, register=self._register, heard=self._heard
+        )
+        self._links: dict[str, MapperLink] = {}
+        self._link_tasks: dict[str, asyncio.Task[None]] = {}
+        self._registering = asyncio.Lock()
+        self._faults = FaultClock({})
+        self._faults_changed = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+        bus.subscribe(ObjectsChanged, self._take_changes)
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Serve until cancelled; `ready` is set once mappers and cloud can be let in."""
+        mappers = await self._restore()
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            tasks.create_task(self._sync.run(), name="devicetwin")
+            tasks.create_task(self._show_faults(), name="devicetwin faults")
+            for mapper, handed in mappers:
+                self._link(mapper, handed, {})
+            self._judge(self._catalog)
+            async with serve_edgecore(self._intake, self._socket):
+                logger.info("mappers are served on %s", self._socket)
+                ready.set()
+                await asyncio.get_running_loop().create_future()
+
+    # Objects
+
+    async def _restore(self) -> list[tuple[MapperInfo, dict[DeviceId, bytes]]]:
+        """Fill the catalog from the store, which it runs in the store's thread for: nobody else uses it yet."""
+
+        def job(
+            db: sqlite3.Connection,
+        ) -> tuple[list[tuple[MapperInfo, dict[DeviceId, bytes]]], dict[DeviceId, Fault]]:
+            for obj in list_objects(db, "devicemodel"):
+                self._catalog.put_model(ModelId(f"{obj.namespace}/{obj.name}"), obj.body)
+            for obj in list_objects(db, "device"):
+                device = device_id(obj.namespace, obj.name)
+                entry = self._catalog.put_device(device, obj.body)
+                if entry.properties is not None:
+                    keep_properties(db, device, entry.properties)
+            delete_orphans(db)
+            faults = {device: fault for device, row in faulty_devices(db).items() if (fault := fault_of(row))}
+            return [(mapper, handed_digests(db, mapper.protocol)) for mapper in registered_mappers(db)], faults
+
+        mappers, faults = await self._database.run(job)
+        self._faults = FaultClock(faults)
+        logger.info("%d devices and %d mappers known", len(self._catalog), len(mappers))
+        return mappers
+
+    async def _take_changes(self, event: ObjectsChanged) -> None:
+        touched: dict[DeviceId, None] = {}
+        for change in event.changes:
+            if change.kind == "devicemodel":
+                model = ModelId(f"{change.namespace}/{change.name}")
+                if change.body is None:
+                    self._catalog.drop_model(model)
+                else:
+                    self._catalog.put_model(model, change.body)
+                touched.update(dict.fromkeys(self._catalog.users(model)))
+            elif change.kind == "device":
+                self._take_device(change)
+                touched.pop(device_id(change.namespace, change.name), None)
+        bodies = await self._bodies(touched) if touched else {}
+        for device, body in bodies.items():
+            self._put_device(device, body)
+
+    def _take_device(self, change: ObjectChange) -> None:
+        device = device_id(change.namespace, change.name)
+        if change.body is None or change.replaced:
+            before = self._catalog.get(device)
+            self._catalog.drop_device(device)
+            self._sync.forget(device)
+            self._faults.forget(device)
+            self._intake.forget(device)
+            self._database.post(lambda db: delete_device(db, device))
+            if change.body is None and before is not None:
+                logger.info("device %s removed", device)
+                self._wake(device, before.protocol)
+        if change.body is not None:
+            self._put_device(device, change.body)
+
+    def _put_device(self, device: DeviceId, body: bytes) -> None:
+        before = self._catalog.get(device) or Entry()
+        entry = self._catalog.put_device(device, body)
+        names = entry.properties
+        if names is not None and before.properties is not None and before.properties.keys() - names.keys():
+            self._database.post(lambda db: keep_properties(db, device, names))
+        if entry.problem and entry.problem != before.problem:
+            logger.warning("device %s cannot be run: %s", device, entry.problem)
+        self._wake(device, before.protocol, entry.protocol)
+        self._judge([device])
+
+    def _wake(self, device: DeviceId, *protocols: str) -> None:
+        for protocol in set(protocols):
+            if link := self._links.get(protocol):
+                link.wake(device)
+
+    async def _bodies(self, devices: Iterable[DeviceId]) -> dict[DeviceId, bytes]:
+        def job(db: sqlite3.Connection) -> dict[DeviceId, bytes]:
+            found = ((device, get_object(db, "device", *device.split("/"))) for device in devices)
+            return {device: obj.body for device, obj in found if obj is not None}
+
+        return await self._database.run(job)
+
+    async def _load(self, device: DeviceId) -> Declaration | None:
+        body = (await self._bodies([device])).get(device)
+        if body is None:
+            return None
+        try:
+            return self._catalog.declaration(body)
+        except ConfigError:
+            return None  # the entry has the problem, and the device's state shows it
+
+    # Mappers
+
+    async def _register(self, mapper: MapperInfo, with_data: bool) -> Registration:
+        assert self._tasks is not None  # noqa: S101 - served by `run` only
+        # In a task of its own: a mapper that hangs up half-way must not leave its protocol without a link.
+        task = self._tasks.create_task(self._replace_link(mapper, with_data), name=f"register {mapper.name}")
+        outcome = await asyncio.shield(task)
+        if isinstance(outcome, StoreError):
+            raise DmiError(str(outcome)) from outcome
+        return outcome
+
+    async def _replace_link(self, mapper: MapperInfo, with_data: bool) -> Registration | StoreError:
+        """The error is a result: raised, it would end the task group. The mapper registers again after it."""
+        async with self._registering:
+            await self._unlink(mapper.protocol)
+            try:
+                declarations = await self._declarations(mapper.protocol) if with_data else []
+                handed = {d.device.id: d.digest for d in declarations}
+                models = {d.model.id: d.model for d in declarations}
+                await self._database.run(lambda db: replace_mapper(db, mapper, handed), sync=True)
+            except StoreError as error:
+                self._judge(self._catalog.of_protocol(mapper.protocol))
+                return error
+            self._link(mapper, handed, models)
+            logger.info(
+                "mapper %s registered with %d devices (protocol %s)", mapper.name, len(declarations), mapper.protocol
+            )
+            return Registration(devices=tuple(d.device for d in declarations), models=tuple(models.values()))
+
+    async def _declarations(self, protocol: str) -> list[Declaration]:
+        """Everything a mapper of this protocol can run, as far as one message can carry it."""
+        declarations: list[Declaration] = []
+        size = 0
+        for device, body in (await self._bodies(self._catalog.of_protocol(protocol))).items():
+            size += len(body)
+            if size > _REGISTRATION_BYTES:
+                break
+            with contextlib.suppress(ConfigError):  # the entry has the problem
+                declaration = self._catalog.declaration(body)
+                if self._catalog.wanted(device, protocol):
+                    declarations.append(declaration)
+        return declarations
+
+    def _link(self, mapper: MapperInfo, handed: dict[DeviceId, bytes], models: dict[ModelId, DeviceModel]) -> None:
+        assert self._tasks is not None  # noqa: S101 - as above
+        protocol = mapper.protocol
+        link = self._links[protocol] = MapperLink(
+            mapper,
+            self._database,
+            handed=handed,
+            models=models,
+            wanted=lambda device: self._catalog.wanted(device, protocol),
+            load=self._load,
+            changed=lambda link: self._judge([*self._catalog.of_protocol(link.mapper.protocol)]),
+        )
+        self._link_tasks[protocol] = self._tasks.create_task(self._keep_link(link), name=f"mapper {mapper.name}")
+        for device in {*self._catalog.of_protocol(protocol), *handed}:
+            link.wake(device)
+        self._judge(self._catalog.of_protocol(protocol))
+
+    async def _keep_link(self, link: MapperLink) -> None:
+        try:
+            await link.run()
+        except Exception:  # one mapper's trouble is not the others'
+            logger.exception(
+                "the link to mapper %s ended; it is made again when the mapper registers", link.mapper.name
+            )
+            self._links.pop(link.mapper.protocol, None)
+            self._judge(self._catalog.of_protocol(link.mapper.protocol))
+
+    async def _unlink(self, protocol: str) -> None:
+        self._links.pop(protocol, None)
+        task = self._link_tasks.pop(protocol, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _heard(self, protocol: str) -> None:
+        if link := self._links.get(protocol):
+            link.heard()
+
+    # Faults
+
+    def _judge(self, devices: Iterable[DeviceId]) -> None:
+        """See what is wrong with these devices now; what is over is shown at once, what is new after its grace."""
+        now = asyncio.get_running_loop().time()
+        for device in devices:
+            fault, grace_s = self._fault_of(device)
+            if self._faults.see(device, fault, grace_s=grace_s, now=now):
+                self._write_fault(device, fault)
+        self._faults_changed.set()
+
+    def _fault_of(self, device: DeviceId) -> tuple[Fault | None, float]:
+        entry = self._catalog.get(device)
+        if entry is None:
+            return None, 0.0
+        if entry.problem:
+            return Fault("unhealthy", entry.problem), DECLARATION_GRACE_S
+        link = self._links.get(entry.protocol)
+        if link is None:
+            reason = f"no mapper for protocol {entry.protocol!r} is registered on node {self._node}"
+            return Fault("unknown", reason), NO_MAPPER_GRACE_S
+        if not link.answering:
+            return Fault("unknown", f"mapper {link.mapper.name} is not answering"), NO_MAPPER_GRACE_S
+        if refusal := link.refused.get(device):
+            return Fault("unhealthy", f"mapper {link.mapper.name} refuses it: {refusal}"), DECLARATION_GRACE_S
+        return None, 0.0
+
+    async def _show_faults(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._faults_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._faults.next_due()):
+                    await self._faults_changed.wait()
+            for device, fault in self._faults.take_due(loop.time()).items():
+                logger.warning("device %s is %s: %s", device, fault.state, fault.reason)
+                self._write_fault(device, fault)
+
+    def _write_fault(self, device: DeviceId, fault: Fault | None) -> None:
+        def job(db: sqlite3.Connection) -> bool:
+            before = get_state(db, device)
+            row = set_fault(before, fault)
+            if row is None:
+                return False
+            put_state(db, device, row)
+            return before is None or row.version != before.version
+
+        def then(changed: bool) -> None:
+            if changed:
+                self._sync.mark_state(device)
+
+        self._database.post(job, then=then)

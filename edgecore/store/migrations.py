@@ -1,0 +1,68 @@
+"""The schema, as numbered steps forward. A released step is never edited; a change is a new one.
+
+The number of the last step done is SQLite's `user_version`. `tests/data/edgecore` keeps a saved file of every version.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+__all__ = ["VERSION", "migrate"]
+
+_STEPS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        # Kubernetes objects as the cloud sent them. Cluster-scoped ones have an empty namespace.
+        """CREATE TABLE object (
+            kind TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
+            uid TEXT NOT NULL, version TEXT NOT NULL, body BLOB NOT NULL,
+            PRIMARY KEY (kind, namespace, name))""",
+        # Mappers that registered. `name` is in the key, so that several of one protocol need no new table.
+        """CREATE TABLE mapper (
+            protocol TEXT NOT NULL, name TEXT NOT NULL, address TEXT NOT NULL,
+            version TEXT NOT NULL, api_version TEXT NOT NULL, state TEXT NOT NULL,
+            PRIMARY KEY (protocol, name)) WITHOUT ROWID""",
+        # What a mapper has, or may have: an empty digest means that a call was begun and its end is not known.
+        """CREATE TABLE handed (
+            protocol TEXT NOT NULL, device TEXT NOT NULL, digest BLOB NOT NULL,
+            PRIMARY KEY (protocol, device)) WITHOUT ROWID""",
+        # A device's state: what its mapper said, and over it the fault that edge core sees, if any.
+        """CREATE TABLE device_state (
+            device TEXT PRIMARY KEY,
+            state TEXT NOT NULL, reason TEXT NOT NULL, fault_state TEXT NOT NULL, fault_reason TEXT NOT NULL,
+            last_online_ms INTEGER NOT NULL, version INTEGER NOT NULL, acked INTEGER NOT NULL) WITHOUT ROWID""",
+        # Twins. A row is dirty, that is unknown to the cloud, while version > acked.
+        """CREATE TABLE twin (
+            device TEXT NOT NULL, property TEXT NOT NULL,
+            reported TEXT NOT NULL, reported_type TEXT NOT NULL, reported_ms INTEGER NOT NULL,
+            quality TEXT NOT NULL, reported_reason TEXT NOT NULL,
+            desired TEXT NOT NULL, desired_type TEXT NOT NULL, desired_ms INTEGER NOT NULL,
+            write TEXT NOT NULL, desired_reason TEXT NOT NULL,
+            version INTEGER NOT NULL, acked INTEGER NOT NULL,
+            PRIMARY KEY (device, property)) WITHOUT ROWID""",
+    ),
+)
+
+VERSION: Final = len(_STEPS)
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring a file of any older version, or a new one, to `VERSION`; each step is one transaction.
+
+    Raises:
+        ValueError: The file is of a later version than this program knows.
+        sqlite3.Error: A step failed; the file is as it was before that step.
+    """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise ValueError(f"it is of version {version}, and this edgecore knows versions up to {VERSION}")
+    for number, statements in enumerate(_STEPS[version:], start=version + 1):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise

@@ -1,0 +1,70 @@
+"""One row per device: its state, why, and whether the cloud knows."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from msgspec import Struct
+
+from dmi import DeviceId
+
+__all__ = ["StateRow", "acknowledge_state", "faulty_devices", "get_state", "put_state", "stated_devices"]
+
+
+class StateRow(Struct, frozen=True):
+    state: str = ""
+    """What the mapper said last; empty: nothing yet."""
+    reason: str = ""
+    fault_state: str = ""
+    """What edge core itself sees to be wrong; empty: nothing. While there is a fault, it is what counts."""
+    fault_reason: str = ""
+    last_online_ms: int = 0
+    """Epoch milliseconds; 0: never."""
+    version: int = 0
+    acked: int = 0
+    """The last version that the cloud confirmed."""
+
+
+_COLUMNS = "state, reason, fault_state, fault_reason, last_online_ms, version, acked"
+
+
+def get_state(db: sqlite3.Connection, device: DeviceId) -> StateRow | None:
+    row = db.execute(f"SELECT {_COLUMNS} FROM device_state WHERE device = ?", (device,)).fetchone()  # noqa: S608
+    return None if row is None else StateRow(*row)
+
+
+def put_state(db: sqlite3.Connection, device: DeviceId, row: StateRow) -> None:
+    db.execute(
+        f"INSERT OR REPLACE INTO device_state (device, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        (device, *_values(row)),
+    )
+
+
+def acknowledge_state(db: sqlite3.Connection, device: DeviceId, version: int) -> None:
+    db.execute(
+        "UPDATE device_state SET acked = ? WHERE device = ? AND acked < ? AND version >= ?",
+        (version, device, version, version),
+    )
+
+
+def stated_devices(db: sqlite3.Connection) -> list[DeviceId]:
+    """Devices whose state there is something to say of."""
+    return [DeviceId(device) for (device,) in db.execute("SELECT device FROM device_state WHERE version > 0")]
+
+
+def faulty_devices(db: sqlite3.Connection) -> dict[DeviceId, StateRow]:
+    """Those with a fault shown."""
+    rows = db.execute(f"SELECT device, {_COLUMNS} FROM device_state WHERE fault_state != ''")  # noqa: S608
+    return {DeviceId(row[0]): StateRow(*row[1:]) for row in rows}
+
+
+def _values(row: StateRow) -> tuple[str | int, ...]:
+    return (
+        row.state,
+        row.reason,
+        row.fault_state,
+        row.fault_reason,
+        row.last_online_ms,
+        row.version,
+        row.acked,
+    )

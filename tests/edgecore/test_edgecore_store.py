@@ -1,0 +1,210 @@
+"""The database: what is stored together, what fails alone, and what a damaged file does."""
+
+import asyncio
+import functools
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from dmi import Desired, DeviceId, Reported, Twin
+from dmi.client import MapperInfo
+from edgecore.store import (
+    StateRow,
+    StoredObject,
+    StoreError,
+    TwinRow,
+    acknowledge_twins,
+    delete_device,
+    delete_orphans,
+    dirty_devices,
+    get_object,
+    get_state,
+    get_twins,
+    handed_digests,
+    keep_properties,
+    list_objects,
+    open_database,
+    put_object,
+    put_state,
+    put_twins,
+    registered_mappers,
+    replace_mapper,
+)
+
+SAVED = Path(__file__).parent.parent / "data" / "edgecore"
+DEVICE = DeviceId("default/boiler-1")
+
+
+def row(value: str, version: int = 1, acked: int = 0, name: str = "temperature") -> TwinRow:
+    twin = Twin(name, Reported(value, "float", 5, "stale", "no reply"), Desired("1", "float", 4, "failed", "refused"))
+    return TwinRow(twin=twin, version=version, acked=acked)
+
+
+async def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "e.db") as database:
+        await database.run(lambda db: put_twins(db, DEVICE, [row("21.5"), row("\u0000ü", 3, 3, name="label")]))
+        rows = await database.run(lambda db: get_twins(db, DEVICE))
+        assert rows == {"temperature": row("21.5"), "label": row("\u0000ü", 3, 3, name="label")}
+        assert await database.run(lambda db: get_twins(db, DEVICE, dirty=True)) == {"temperature": row("21.5")}
+        state = StateRow("online", "", "unknown", "no mapper", 12, 3, 1)
+        await database.run(lambda db: put_state(db, DEVICE, state))
+        assert await database.run(lambda db: get_state(db, DEVICE)) == state
+
+
+async def test_an_acknowledgement_clears_exactly_its_version(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "e.db") as database:
+        await database.run(lambda db: put_twins(db, DEVICE, [row("3", 3)]))
+        await database.run(lambda db: acknowledge_twins(db, DEVICE, {"temperature": 2, "gone": 1}))
+        assert await database.run(dirty_devices) == [DEVICE]
+        await database.run(lambda db: acknowledge_twins(db, DEVICE, {"temperature": 3}))
+        assert await database.run(dirty_devices) == []
+        await database.run(lambda db: acknowledge_twins(db, DEVICE, {"temperature": 2}))  # late
+        assert (await database.run(lambda db: get_twins(db, DEVICE)))["temperature"].acked == 3
+
+
+async def test_orphans_and_lost_properties_go(tmp_path: Path) -> None:
+    def job(db: sqlite3.Connection) -> tuple[list[str], list[str]]:
+        put_object(db, StoredObject("device", "default", "boiler-1", "u", "1", b"{}"))
+        put_twins(db, DEVICE, [row("1"), row("2", name="label")])
+        put_twins(db, DeviceId("default/gone"), [row("1")])
+        delete_orphans(db)
+        keep_properties(db, DEVICE, ["label"])
+        left = list(get_twins(db, DEVICE)), list(get_twins(db, DeviceId("default/gone")))
+        delete_device(db, DEVICE)
+        return left
+
+    async with open_database(tmp_path / "e.db") as database:
+        assert await database.run(job) == (["label"], [])
+        assert await database.run(lambda db: get_twins(db, DEVICE)) == {}
+
+
+async def test_a_failing_job_takes_no_other_with_it(tmp_path: Path) -> None:
+    def fails(db: sqlite3.Connection) -> None:
+        put_twins(db, DEVICE, [row("half done", name="label")])
+        raise LookupError("no")
+
+    async with open_database(tmp_path / "e.db") as database:
+        good = asyncio.create_task(database.run(lambda db: put_twins(db, DEVICE, [row("1")])))
+        bad = asyncio.create_task(database.run(fails))
+        await good
+        with pytest.raises(LookupError):
+            await bad
+        assert await database.run(lambda db: list(get_twins(db, DEVICE))) == ["temperature"]
+
+
+async def test_a_failed_transaction_raises_and_stores_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def breaks(db: sqlite3.Connection) -> None:
+        put_twins(db, DEVICE, [row("1")])
+        db.execute("PRAGMA query_only = ON")  # from here on as on a medium that takes nothing
+        put_twins(db, DEVICE, [row("2")])
+
+    async with open_database(tmp_path / "e.db") as database:
+        with pytest.raises(StoreError, match="not stored"):
+            await database.run(breaks)
+        with pytest.raises(StoreError):
+            await database.run(lambda db: put_twins(db, DEVICE, [row("3")]))
+        await database.run(lambda db: db.execute("PRAGMA query_only = OFF") and None)
+        await database.run(lambda db: put_twins(db, DEVICE, [row("4")]))
+        rows = await database.run(lambda db: get_twins(db, DEVICE))
+        assert rows["temperature"].twin.reported.value == "4"
+    assert sum("cannot be written" in r.message for r in caplog.records) == 1
+    assert sum("can be written again" in r.message for r in caplog.records) == 1
+
+
+async def test_what_follows_a_commit_happens_although_the_caller_is_gone(tmp_path: Path) -> None:
+    followed: list[int] = []
+    async with open_database(tmp_path / "e.db") as database:
+        caller = asyncio.create_task(database.run(lambda db: 1, then=followed.append))
+        await asyncio.sleep(0)  # the job is queued
+        caller.cancel()
+        await database.run(lambda db: 2, then=followed.append)
+    assert followed == [1, 2]
+
+
+async def test_jobs_at_once_share_transactions(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "e.db") as database:
+        marks: list[str] = []
+        await database.run(lambda db: db.set_trace_callback(marks.append))
+        await asyncio.gather(*(database.run(lambda db: put_twins(db, DEVICE, [row("1")])) for _ in range(200)))
+        assert 1 <= marks.count("COMMIT") < 100
+
+
+async def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "e.db"
+    path.write_bytes(b"this is no database" * 500)
+    async with open_database(path) as database:
+        assert await database.run(dirty_devices) == []
+    aside = list(tmp_path.glob("e.db.damaged-*"))
+    assert len(aside) == 1
+    assert aside[0].read_bytes().startswith(b"this is no database")
+    assert any("is damaged" in r.message and str(aside[0]) in r.message for r in caplog.records)
+
+
+async def test_a_file_torn_in_the_middle_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with open_database(path) as database:
+        objects = [StoredObject("x", "n", str(i), "", "", b"y" * 500) for i in range(200)]
+        await asyncio.gather(*(database.run(functools.partial(put_object, obj=obj)) for obj in objects))
+    content = bytearray(path.read_bytes())
+    content[8192:40000] = b"\xff" * (40000 - 8192)
+    path.write_bytes(content)
+    async with open_database(path) as database:
+        assert await database.run(lambda db: list(list_objects(db, "x"))) == []
+    assert list(tmp_path.glob("e.db.damaged-*"))
+
+
+async def test_a_later_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreError, match="version 99"):
+        async with open_database(path):
+            pass
+    assert not list(tmp_path.glob("*damaged*"))
+
+
+async def test_a_file_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecore.store.database._BUSY_TIMEOUT_S", 0.1)
+    path = tmp_path / "e.db"
+    async with open_database(path):
+        with pytest.raises(StoreError, match="another edgecore"):
+            async with open_database(path):
+                pass
+
+
+async def test_others_cannot_read_the_file(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "sub" / "e.db") as database:
+        assert stat.S_IMODE(database.path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(database.path.parent.stat().st_mode) == 0o700
+
+
+async def test_a_saved_file_of_version_1_opens(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    path.write_bytes((SAVED / "version-1.db").read_bytes())
+    async with open_database(path) as database:
+        obj = await database.run(lambda db: get_object(db, "device", "default", "boiler-1"))
+        assert obj == StoredObject("device", "default", "boiler-1", "uid-1", "1002", b'{"kind":"Device"}')
+        assert await database.run(lambda db: get_twins(db, DEVICE)) == {"temperature": row("21.5", 2, 1)}
+        assert await database.run(lambda db: get_state(db, DEVICE)) == StateRow("online", "", "", "", 12, 3, 1)
+        assert await database.run(registered_mappers) == [MapperInfo("mapper-1", "modbus", "/run/m.sock")]
+        assert await database.run(lambda db: handed_digests(db, "modbus")) == {DEVICE: b"digest"}
+
+
+def save_version_1(path: Path) -> None:
+    """How the saved file was made: run once when the version was current."""
+
+    async def make() -> None:
+        async with open_database(path) as database:
+
+            def job(db: sqlite3.Connection) -> None:
+                put_object(db, StoredObject("device", "default", "boiler-1", "uid-1", "1002", b'{"kind":"Device"}'))
+                put_twins(db, DEVICE, [row("21.5", 2, 1)])
+                put_state(db, DEVICE, StateRow("online", "", "", "", 12, 3, 1))
+                replace_mapper(db, MapperInfo("mapper-1", "modbus", "/run/m.sock"), {DEVICE: b"digest"})
+
+            await database.run(job)
+
+    asyncio.run(make())
