@@ -60,6 +60,7 @@ class Connection(WSListener):
         self._closed = asyncio.Event()
         self._fragments = bytearray()
         self._reading_paused = False
+        self._goodbye = ""
 
     async def receive(self) -> Message:
         """The next message, in order of arrival.
@@ -69,7 +70,7 @@ class Connection(WSListener):
         """
         while not self._inbox:
             if self._closed.is_set():
-                raise ConnectionLost(f"connection to {self.peer} is closed")
+                raise ConnectionLost(self._loss())
             self._arrived.clear()
             await self._arrived.wait()
         message = self._inbox.popleft()
@@ -86,7 +87,7 @@ class Connection(WSListener):
         if not self._writable.is_set():
             await self._writable.wait()
         if self._transport is None or self._closed.is_set():
-            raise ConnectionLost(f"connection to {self.peer} is closed")
+            raise ConnectionLost(self._loss())
         self._transport.send(WSMsgType.TEXT, encode(message))
 
     async def close(self, code: WSCloseCode = WSCloseCode.OK, reason: str = "") -> None:
@@ -121,6 +122,10 @@ class Connection(WSListener):
         tls = self._transport.underlying_transport.get_extra_info("ssl_object")
         return None if tls is None else tls.getpeercert()
 
+    def _loss(self) -> str:
+        """In words, with the other end's own when it said goodbye."""
+        return f"connection to {self.peer} is closed{self._goodbye}"
+
     # Called by picows.
 
     def on_ws_connected(self, transport: WSTransport) -> None:
@@ -133,6 +138,7 @@ class Connection(WSListener):
             case WSMsgType.TEXT | WSMsgType.BINARY | WSMsgType.CONTINUATION:
                 self._take_fragment(transport, frame)
             case WSMsgType.CLOSE:
+                self._goodbye = f": {frame.get_close_reason() or frame.get_close_code().name}"
                 transport.send_close(frame.get_close_code(), frame.get_close_message())
                 transport.disconnect()
 

@@ -6,25 +6,21 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
-
-import msgspec
 
 from dmi import ConfigError, NodeName
 from edgecore.bus import Bus
 from edgecore.config import EdgeCoreConfig, socket_path
 from edgecore.devicetwin import DeviceTwin
 from edgecore.edgehub import EdgeHub
-from edgecore.logs import set_up_logs
 from edgecore.metamanager import MetaManager
 from edgecore.store import StoreError, open_database
 
-__all__ = ["main", "serve"]
+__all__ = ["run", "serve"]
 
-logger = logging.getLogger("edgecore.app")  # also when this module is the program
+logger = logging.getLogger(__name__)
 
 
 async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None) -> None:
@@ -50,14 +46,8 @@ async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None) -> N
             tasks.create_task(hub.run(), name="edgehub")
 
 
-def main() -> None:
-    """What `edgecore.__main__` turns into: `app FD [-v]`, the settings as JSON on that file descriptor.
-
-    Exits with 1 when it cannot start or fails, and then says why in the log.
-    """
-    set_up_logs(logging.DEBUG if "-v" in sys.argv[2:] else logging.INFO)
-    with os.fdopen(int(sys.argv[1]), "rb") as file:
-        config = msgspec.json.decode(file.read(), type=EdgeCoreConfig)
+def run(config: EdgeCoreConfig) -> None:
+    """Run edge core until SIGTERM or SIGINT. Exits with 1 when it cannot start or fails, and says why in the log."""
     try:
         asyncio.run(_run(config))
     except Exception as error:
@@ -84,7 +74,3 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if not isinstance(error, BaseExceptionGroup):
         return [error]
     return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-
-
-if __name__ == "__main__":
-    main()

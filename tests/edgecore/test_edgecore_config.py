@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
 from dmi import ConfigError
-from edgecore.__main__ import main
 from edgecore.config import DeviceTwinConfig, EdgeCoreConfig, socket_path
 from edgecore.configfile import load_config, to_yaml
+
+
+def edgecore(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, as somebody would call it."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgecore", *arguments], capture_output=True, text=True, check=False, timeout=30
+    )
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -24,15 +29,15 @@ def written(tmp_path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("minimal", (True, False))
 def test_what_is_printed_loads_back(tmp_path: Path, minimal: bool, caplog: pytest.LogCaptureFixture) -> None:
-    result = CliRunner().invoke(main, ["--minconfig" if minimal else "--defaultconfig"])
-    assert result.exit_code == 0
-    config = load_config(written(tmp_path, result.output))
+    result = edgecore("--minconfig" if minimal else "--defaultconfig")
+    assert result.returncode == 0
+    config = load_config(written(tmp_path, result.stdout))
     assert config.node == socket.gethostname().lower()
     assert config.modules.edge_hub == EdgeCoreConfig().modules.edge_hub
     assert config.database == EdgeCoreConfig().database
     assert not caplog.records
     if not minimal:
-        assert yaml.safe_load(result.output)["modules"]["edgeHub"]["messageQPS"] == 1000
+        assert yaml.safe_load(result.stdout)["modules"]["edgeHub"]["messageQPS"] == 1000
 
 
 def test_a_stock_file_loads_and_what_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,9 +87,14 @@ def test_what_cannot_work_is_refused_by_its_path(tmp_path: Path, text: str, name
         load_config(file)
     assert named in str(caught.value)
     assert str(file) in str(caught.value)
-    result = CliRunner().invoke(main, ["--config", str(file)])
-    assert result.exit_code == 1
-    assert named in result.output
+
+
+def test_a_file_that_cannot_work_ends_the_command_with_a_sentence(tmp_path: Path) -> None:
+    result = edgecore("--config", str(written(tmp_path, "modules: {edgeHub: {heartbeat: soon}}")))
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: ")
+    assert "modules.edgeHub.heartbeat" in result.stderr
+    assert edgecore("--no-such-option").returncode == 2
 
 
 def test_a_directory_or_a_socket_name() -> None:
