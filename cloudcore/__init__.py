@@ -1,0 +1,1 @@
+"""The cloud side: CloudHub for edge nodes, and the controllers between them and the Kubernetes API."""

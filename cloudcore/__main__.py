@@ -1,0 +1,71 @@
+"""The `cloudcore` command."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from cloudcore.config import default_config, dump, load_config, minimal_config
+from dmi import ConfigError
+
+__all__ = ["main"]
+
+logger = logging.getLogger("cloudcore")
+
+DEFAULT_FILE = Path("/etc/kubeedge/config/cloudcore.yaml")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_FILE,
+    show_default=True,
+    help="Configuration file.",
+)
+@click.option("--minconfig", is_flag=True, help="Print the settings most people change, and exit.")
+@click.option("--defaultconfig", is_flag=True, help="Print all settings with their defaults, and exit.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every step.")
+def main(*, file: Path, minconfig: bool, defaultconfig: bool, verbose: bool) -> None:
+    """The cloud side: lets edge nodes in, and keeps devices and their twins in step with Kubernetes."""
+    if minconfig or defaultconfig:
+        click.echo(dump(minimal_config() if minconfig else default_config()), nl=False)
+        return
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    if not verbose:
+        logging.getLogger("picows").setLevel(logging.WARNING)  # a line for every socket; CloudHub logs nodes
+    sys.exit(_run(file))
+
+
+def _run(file: Path) -> int:
+    """The process's exit code: 0 when told to stop, 1 when the configuration cannot work."""
+    try:
+        config, unknown = load_config(file)
+        if unknown:
+            logger.warning("%s: keys not known here are left out: %s", file, ", ".join(unknown))
+        from cloudcore.app import run  # the rest is imported only to run: --minconfig answers at once
+        from cloudcore.kube import KubeConfigError
+
+        gc.freeze()  # what is imported lives as long as the process
+        try:
+            asyncio.run(run(config))
+        except KubeConfigError as error:
+            raise ConfigError(str(file), str(error)) from error
+    except ConfigError as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Answers to what a stock edge core asks and this version does not serve yet: pods, nodes, leases, config maps, …"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cloudedge import Message, new_message
+
+__all__ = ["refusal"]
+
+_NO_ANSWER: Final = frozenset({"event"})
+"""Types that nobody waits for an answer about (channel contract 5.4)."""
+
+
+def refusal(message: Message) -> Message | None:
+    """Operation `error` and a text, which upstream's edge core turns into a failed call and stores nowhere.
+
+    An answer with an API error as JSON would be stored as the ConfigMap asked for (channel contract 8.1 #14).
+    None: nobody waits at the other end.
+    """
+    route = message.route
+    parts = route.resource.split("/")
+    if route.group != "meta" or (len(parts) > 1 and parts[1] in _NO_ANSWER):
+        return None
+    return new_message(
+        source="edgecontroller",
+        group="resource",
+        operation="error",
+        resource=route.resource,
+        parent=message.id,
+        content=f"this cloud core does not serve {route.operation} {route.resource}",
+    )

@@ -1,0 +1,150 @@
+"""`cloudcore.yaml`: upstream's names and defaults, for the modules there are (channel contract 6.2)."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from dmi import ConfigError
+from dmi.settings import load_settings
+
+__all__ = ["CloudCoreConfig", "default_config", "dump", "load_config", "minimal_config"]
+
+API_VERSION: Final = "cloudcore.config.kubeedge.io/v1alpha1"
+KIND: Final = "CloudCore"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class KubeApiConfig(Struct, frozen=True, rename="camel"):
+    """Where the Kubernetes API is. With neither of the first two, the service account of the pod is used."""
+
+    master: str = ""
+    """Address of the API server; replaces the kubeconfig's."""
+    kube_config: str = ""
+    """Path of a kubeconfig."""
+    qps: Annotated[int, Meta(ge=0)] = 2500
+    """Requests a second at most; 0: no limit."""
+    burst: Annotated[int, Meta(ge=1)] = 5000
+    """Requests at once at most."""
+
+
+class WebSocketConfig(Struct, frozen=True):
+    enable: bool = True
+    address: str = "0.0.0.0"  # noqa: S104 - upstream's default; nodes come from outside, with certificates
+    port: Port = 10000
+    """0: any free one; the log says which."""
+
+
+class CloudHubConfig(Struct, frozen=True):
+    enable: bool = True
+    keepalive_interval: Annotated[int, Meta(ge=1)] = msgspec.field(default=30, name="keepaliveInterval")
+    """Seconds; a node without a keepalive for so long is closed."""
+    write_timeout: Annotated[int, Meta(ge=1)] = msgspec.field(default=30, name="writeTimeout")
+    """Seconds; a node that does not read for so long is closed. Upstream has the key and does not use it."""
+    node_limit: Annotated[int, Meta(ge=1)] = msgspec.field(default=500, name="nodeLimit")
+    tls_ca_file: str = msgspec.field(default="/etc/kubeedge/ca/rootCA.crt", name="tlsCAFile")
+    tls_cert_file: str = msgspec.field(default="/etc/kubeedge/certs/server.crt", name="tlsCertFile")
+    tls_private_key_file: str = msgspec.field(default="/etc/kubeedge/certs/server.key", name="tlsPrivateKeyFile")
+    advertise_address: list[str] = msgspec.field(default_factory=list, name="advertiseAddress")
+    """Addresses that nodes dial; they go into the server certificate."""
+    dns_names: list[str] = msgspec.field(default_factory=lambda: [""], name="dnsNames")
+    """Names that nodes dial; they go into the server certificate."""
+    websocket: WebSocketConfig = WebSocketConfig()
+
+
+class DeviceBuffer(Struct, frozen=True, rename="camel"):
+    """Upstream's queue lengths. Read so that its files load without a warning; nothing here has such queues."""
+
+    update_device_twins: int = 1024
+    update_device_status: int = 1024
+    device_event: int = 1
+    device_model_event: int = 1
+
+
+class DeviceLoad(Struct, frozen=True, rename="camel"):
+    update_device_status_workers: Annotated[int, Meta(ge=1)] = 1
+    """API writes in flight. Upstream's 1 makes every device of the cluster wait for one PATCH, and its files write the
+    default out, so up to 32 this is taken as 32."""
+
+
+class DeviceControllerConfig(Struct, frozen=True):
+    enable: bool = True
+    buffer: DeviceBuffer = DeviceBuffer()
+    load: DeviceLoad = DeviceLoad()
+
+
+class Modules(Struct, frozen=True, rename="camel"):
+    cloud_hub: CloudHubConfig = CloudHubConfig()
+    device_controller: DeviceControllerConfig = DeviceControllerConfig()
+
+
+class CloudCoreConfig(Struct, frozen=True, rename="camel"):
+    api_version: str = API_VERSION
+    kind: str = KIND
+    kube_api_config: KubeApiConfig = msgspec.field(default=KubeApiConfig(), name="kubeAPIConfig")
+    modules: Modules = Modules()
+
+
+def load_config(file: Path) -> tuple[CloudCoreConfig, list[str]]:
+    """Read a file; also returns the paths of keys that are not known here.
+
+    Raises:
+        ConfigError: It cannot be read, a value cannot be, or it is another component's.
+    """
+    config, unknown = load_settings(file, CloudCoreConfig)
+    if config.kind != KIND:  # the version is not looked at: upstream's own chart writes another
+        raise ConfigError(f"{file}: kind", f"{config.kind!r} is not {KIND}")
+    return config, unknown
+
+
+def default_config() -> dict[str, Any]:
+    """Everything there is, with its default. `advertiseAddress` is this machine's."""
+    config: dict[str, Any] = msgspec.to_builtins(CloudCoreConfig())
+    config["modules"]["cloudHub"]["advertiseAddress"] = [_own_address()]
+    return config
+
+
+def minimal_config() -> dict[str, Any]:
+    """What most people change, as upstream's `--minconfig`."""
+    whole = default_config()
+    hub = whole["modules"]["cloudHub"]
+    return {
+        "apiVersion": whole["apiVersion"],
+        "kind": whole["kind"],
+        "kubeAPIConfig": {key: whole["kubeAPIConfig"][key] for key in ("master", "kubeConfig")},
+        "modules": {
+            "cloudHub": {
+                key: hub[key]
+                for key in (
+                    "advertiseAddress",
+                    "nodeLimit",
+                    "tlsCAFile",
+                    "tlsCertFile",
+                    "tlsPrivateKeyFile",
+                    "websocket",
+                )
+            }
+        },
+    }
+
+
+def dump(config: dict[str, Any]) -> str:
+    """YAML that `load_config` reads back."""
+    return yaml.safe_dump(config, sort_keys=False, default_flow_style=False)
+
+
+def _own_address() -> str:
+    """The address that other machines most likely reach this one at. Asks the routing table, sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(ipaddress.ip_address(probe.getsockname()[0]))
+        except OSError:  # no network at all
+            return "127.0.0.1"

@@ -1,0 +1,194 @@
+"""The device controller: caches of three kinds, nodes' links, and what connects them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from functools import partial
+from typing import Final
+
+from msgspec import Struct
+
+from cloudcore.devicecontroller.declarations import Declarations
+from cloudcore.devicecontroller.downstream import Downstream
+from cloudcore.devicecontroller.index import DeviceIndex
+from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES, node_name
+from cloudcore.devicecontroller.known import merge_state, merge_twins
+from cloudcore.devicecontroller.links import GRACE_S, Links, NodeLink
+from cloudcore.devicecontroller.messages import report_ok
+from cloudcore.devicecontroller.reports import read_state_report, read_twin_report
+from cloudcore.devicecontroller.statuses import PATCH_INTERVAL_S, StatusWriter
+from cloudcore.kube import Informer, Key, KubeClient, Object, identity, spec_of
+from cloudedge import MalformedMessage, Message
+from cloudedge.message import now_ms
+from cloudedge.resources import MEMBERSHIP_DETAIL, DeviceReport, device_report
+
+__all__ = ["ControllerSettings", "DeviceController"]
+
+logger = logging.getLogger(__name__)
+
+MAX_EARLY: Final = 10_000
+MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
+"""Reports kept while the caches fill. The oldest beyond is dropped unconfirmed, so it is sent again."""
+MAX_NAMED: Final = 1024
+"""Refusals that are logged one by one; nodes choose the names."""
+
+
+class ControllerSettings(Struct, frozen=True):
+    writers: int = 32
+    """Writes to the API in flight."""
+    patch_interval_s: float = PATCH_INTERVAL_S
+    """Least time between two PATCHes of one device."""
+    grace_s: float = GRACE_S
+    """How long a node may be away before its devices' state is unknown."""
+
+
+class DeviceController:
+    """`run` it in a task; the hub tells it of nodes and hands it their messages."""
+
+    def __init__(self, client: KubeClient, settings: ControllerSettings | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        """Reports that were refused or dropped, by why."""
+        settings = settings or ControllerSettings()
+        self._settings = settings
+        self.devices = Informer(client, DEVICES)
+        self.models = Informer(client, MODELS)
+        self.statuses = Informer(client, STATUSES)
+        self._index = DeviceIndex()
+        self._links = Links(asyncio.get_running_loop().time, grace_s=settings.grace_s)
+        self._declarations = Declarations(self.devices.get, self.models.get)
+        self._downstream = Downstream(self.devices.get, self.models.get, self._index.of_node, self._declarations)
+        self.writer = StatusWriter(
+            client,
+            self.statuses,
+            self.devices.get,
+            self._declarations,
+            self._links,
+            interval_s=settings.patch_interval_s,
+        )
+        self._reports_welcome = False
+        self._early: deque[tuple[NodeLink, Message, DeviceReport]] = deque()
+        self._early_bytes = 0
+        self._named: set[tuple[str, str, Key]] = set()
+        self.devices.subscribe(self._device_changed)
+        self.models.subscribe(self._model_changed)
+        self.statuses.subscribe(self._status_changed)
+
+    async def run(self) -> None:
+        """Follow the API and write to it until cancelled. Survives an API server that is away, at start too."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for informer in (self.devices, self.models, self.statuses):
+                    group.create_task(informer.run(), name=f"watch {informer.kind.plural}")
+                await self.devices.synced.wait()
+                await self.models.synced.wait()
+                self._downstream.caches_complete()
+                await self.statuses.synced.wait()
+                for number in range(self._settings.writers):
+                    group.create_task(self.writer.work(), name=f"write statuses {number}")
+                self._take_early()
+        finally:
+            self.writer.close()
+            self._downstream.close()
+
+    # Called by the hub.
+
+    def node_connected(self, link: NodeLink, /) -> None:
+        self._links.connected(link)
+        self._downstream.connected(link)
+        for key in self._index.of_node(link.node):
+            self.writer.note(key)
+
+    def node_disconnected(self, link: NodeLink, /) -> None:
+        self._downstream.disconnected(link)
+        if self._links.disconnected(link):
+            for key in self._index.of_node(link.node):
+                self.writer.note(key, delay_s=self._links.grace_left_s(link.node) + 0.01)
+
+    def take(self, link: NodeLink, message: Message, /) -> None:
+        """A message of source `twin`: a report, or the question which devices the node has."""
+        if message.route.resource == MEMBERSHIP_DETAIL:
+            self._downstream.request(link, message)
+            return
+        report = device_report(message.route.resource)
+        if report is None:
+            self._refuse(link, message, "resource that is no report", Key("", ""), message.route.resource)
+        elif self._reports_welcome:
+            self._take_report(link, message, report)
+        else:
+            self._keep_early(link, message, report)
+
+    def _keep_early(self, link: NodeLink, message: Message, report: DeviceReport) -> None:
+        self._early.append((link, message, report))
+        self._early_bytes += len(message.content)
+        while len(self._early) > MAX_EARLY or self._early_bytes > MAX_EARLY_BYTES:
+            _, dropped, _ = self._early.popleft()
+            self._early_bytes -= len(dropped.content)
+            self.counts["dropped: too early"] += 1
+
+    def _take_early(self) -> None:
+        self._reports_welcome = True
+        while self._early:
+            self._take_report(*self._early.popleft())
+
+    def _take_report(self, link: NodeLink, message: Message, report: DeviceReport) -> None:
+        key = Key(report.namespace, report.name)
+        device = self.devices.get(key)
+        if device is None:
+            self._refuse(link, message, "device that does not exist", key)
+        elif node_name(device) != link.node:
+            self._refuse(link, message, "device of another node", key)
+        else:
+            try:
+                self._merge(link, message, report, key, device)
+            except MalformedMessage as error:
+                self._refuse(link, message, "report that cannot be read", key, str(error))
+
+    def _merge(self, link: NodeLink, message: Message, report: DeviceReport, key: Key, device: Object) -> None:
+        if report.what == "state":
+            state = read_state_report(message)
+            self.writer.update(key, device, partial(merge_state, report=state), report_id=message.id, link=link)
+            return
+        sides, wrong = read_twin_report(message)
+        if wrong:
+            self._count("property that cannot be read", link, key, "; ".join(wrong))
+        declared = self._declarations.get(key)
+        properties = declared.properties if declared is not None else ()
+        merge = partial(merge_twins, sides=sides, properties=properties, now_ms=now_ms())
+        self.writer.update(key, device, merge, report_id=message.id, link=link)
+
+    def _refuse(self, link: NodeLink, message: Message, what: str, key: Key, detail: str = "") -> None:
+        """Confirm what the API will never have, or the node would send it for ever; counted, and named once."""
+        self._count(what, link, key, detail)
+        link.post(report_ok(message.id))
+
+    def _count(self, what: str, link: NodeLink, key: Key, detail: str) -> None:
+        self.counts[f"refused: {what}"] += 1
+        key = Key(key.namespace[:64], key.name[:256])  # the node's words, of any length
+        name = (what, link.node, key)
+        if name not in self._named and len(self._named) < MAX_NAMED:
+            self._named.add(name)
+            logger.warning("node %s reports a %s: %r %r", link.node, what, str(key), detail[:512])
+
+    # Called by the informers.
+
+    def _device_changed(self, key: Key, old: Object | None, new: Object | None) -> None:
+        if old is not None and new is not None and identity(old) == identity(new) and spec_of(old) == spec_of(new):
+            return  # labels, annotations, status: nobody's business here
+        self._index.change(key, old, new)
+        self._declarations.forget(key)
+        self._downstream.device_changed(key, old, new)
+        self.writer.note(key)
+
+    def _model_changed(self, key: Key, old: Object | None, new: Object | None) -> None:
+        if old is not None and new is not None and identity(old) == identity(new) and spec_of(old) == spec_of(new):
+            return
+        users = self._index.of_model(key)
+        for user in users:
+            self._declarations.forget(user)
+            self.writer.note(user)
+        self._downstream.model_changed(users)
+
+    def _status_changed(self, key: Key, _old: Object | None, _new: Object | None) -> None:
+        self.writer.note(key)

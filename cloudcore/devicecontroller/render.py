@@ -1,0 +1,153 @@
+"""Last known state and declaration → `DeviceStatus.status`, and the merge patch that makes it so. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cloudcore.devicecontroller.declarations import Declaration
+from cloudcore.devicecontroller.known import UNKNOWN, Known
+from cloudcore.kube import Key, Object, identity
+from dmi import Desired, Problem, Reported, Twin
+from dmi.crd import API_VERSION
+
+__all__ = ["device_status", "owner_uid", "render", "status_patch", "summary"]
+
+SUMMARY_CHARACTERS: Final = 200
+_VALUE_CHARACTERS: Final = 60
+_EXTENSIONS: Final = ("summary", "reason", "problems")
+
+
+def render(known: Known, declared: Declaration, *, node_trouble: str = "") -> Object:
+    """The whole status. `node_trouble`: why the device's node cannot report; empty when it can."""
+    state, reason = _state(known, declared, node_trouble)
+    return {
+        "twins": [
+            _twin(twin)
+            for name in declared.properties
+            if (twin := known.twins.get(name)) is not None and twin != Twin(name)
+        ],
+        "state": state,
+        "lastOnlineTime": known.last_online,
+        "extensions": {
+            "summary": summary(known, declared),
+            "reason": reason,
+            "problems": [_problem(problem) for problem in declared.problems],
+        },
+    }
+
+
+def _state(known: Known, declared: Declaration, node_trouble: str) -> tuple[str, str]:
+    if trouble := declared.blocked or node_trouble:
+        return UNKNOWN, trouble
+    if not known.state:
+        return UNKNOWN, "no state reported yet" if known.twins else "nothing reported yet"
+    return known.state, known.reason or _first(declared.problems)
+
+
+def _first(problems: tuple[Problem, ...]) -> str:
+    if not problems:
+        return ""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return problems[0].message + more
+
+
+def summary(known: Known, declared: Declaration) -> str:
+    """One line for people, such as `temperature=21.5 Celsius, valve=open`."""
+    parts = []
+    for name in declared.properties:
+        twin = known.twins.get(name)
+        if twin is None or twin.reported == Reported():
+            continue
+        value = _one_line(twin.reported.value) or "?"
+        unit = declared.units.get(name, "")
+        quality = "" if twin.reported.quality == "good" else f" ({twin.reported.quality})"
+        parts.append(f"{name}={value}{' ' + unit if unit else ''}{quality}")
+    line = ", ".join(parts)
+    return line if len(line) <= SUMMARY_CHARACTERS else line[: SUMMARY_CHARACTERS - 1] + "…"
+
+
+def _one_line(value: str) -> str:
+    text = "".join(c if c.isprintable() else " " for c in value[: _VALUE_CHARACTERS + 1])
+    return text if len(text) <= _VALUE_CHARACTERS else text[:_VALUE_CHARACTERS] + "…"
+
+
+def _twin(twin: Twin) -> Object:
+    """Both sides are always there, as upstream writes them: the schema asks for their value."""
+    return {
+        "propertyName": twin.property_name,
+        "reported": _side(twin.reported),
+        "observedDesired": _side(twin.desired),
+    }
+
+
+def _side(side: Reported | Desired) -> Object:
+    metadata = {k: v for k, v in side.metadata().items() if v and (k, v) != ("quality", "good")}
+    return {"value": side.value, "metadata": metadata} if metadata else {"value": side.value}
+
+
+def _problem(problem: Problem) -> Object:
+    rendered = {"reason": problem.reason, "message": problem.message}
+    if problem.property_name:
+        rendered["property"] = problem.property_name
+    return rendered
+
+
+def status_patch(current: object, wanted: Object) -> Object:
+    """The JSON merge patch from a status as it is to the wanted one; empty when nothing differs.
+
+    Members that others keep under `extensions` are left alone.
+    """
+    status = current if isinstance(current, dict) else {}
+    patch = _difference(status, wanted, ("twins", "state", "lastOnlineTime"))
+    extensions = status.get("extensions")
+    nested = _difference(extensions if isinstance(extensions, dict) else {}, wanted["extensions"], _EXTENSIONS)
+    if nested:
+        patch["extensions"] = nested
+    return {"status": patch} if patch else {}
+
+
+def _difference(current: Object, wanted: Object, keys: tuple[str, ...]) -> Object:
+    patch: dict[str, Any] = {}
+    for key in keys:
+        value = wanted[key]
+        if value:
+            if current.get(key) != value:
+                patch[key] = value
+        elif current.get(key):
+            patch[key] = None
+    return patch
+
+
+def device_status(key: Key, device: Object, wanted: Object) -> Object:
+    """A new DeviceStatus, owned by its Device: it goes when that goes (device contract 1.2)."""
+    status = {name: value for name, value in wanted.items() if value and name != "extensions"}
+    status["extensions"] = {name: value for name, value in wanted["extensions"].items() if value}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "DeviceStatus",
+        "metadata": {
+            "name": key.name,
+            "namespace": key.namespace,
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": "Device",
+                    "name": key.name,
+                    "uid": identity(device),
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": {},
+        "status": status,
+    }
+
+
+def owner_uid(status: Object) -> str:
+    """The uid of the Device that a DeviceStatus belongs to; empty: it says none."""
+    references = (status.get("metadata") or {}).get("ownerReferences")
+    for reference in references if isinstance(references, list) else []:
+        if isinstance(reference, dict) and reference.get("kind") == "Device":
+            return str(reference.get("uid") or "")
+    return ""

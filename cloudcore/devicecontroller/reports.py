@@ -1,0 +1,106 @@
+"""What nodes report, as messages: twins and states of devices. Parsing only.
+
+One property that cannot be read does not spoil the others of its message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from cloudedge import MalformedMessage, Message
+from dmi import Desired, Reported
+
+__all__ = ["Sides", "StateReport", "read_state_report", "read_twin_report"]
+
+MAX_VALUE_CHARACTERS: Final = 64 * 1024
+"""Longest value taken: all twins of a device share one API object, which etcd limits to 1.5 MiB."""
+
+
+class Sides(Struct, frozen=True):
+    """What a report says of one property; None: nothing of that side."""
+
+    reported: Reported | None = None
+    desired: Desired | None = None
+
+
+class StateReport(Struct, frozen=True):
+    state: str = ""
+    last_online: str = ""
+    """RFC 3339; empty: as before."""
+    reason: str = ""
+
+
+class _Side(Struct):
+    value: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class _Twin(Struct):
+    expected: _Side | None = None
+    actual: _Side | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class _TwinContent(Struct):
+    twin: dict[str, Raw]
+
+
+class _Device(Struct, rename="camel"):
+    state: str | None = None
+    last_online_time: str | None = None
+    reason: str | None = None
+
+
+class _StateContent(Struct):
+    device: _Device
+
+
+def read_twin_report(message: Message) -> tuple[dict[str, Sides], list[str]]:
+    """Sides by property, and what was wrong with the properties that were left out.
+
+    Raises:
+        MalformedMessage: Not the content of a twin report at all.
+    """
+    sides: dict[str, Sides] = {}
+    wrong: list[str] = []
+    for name, raw in message.data(_TwinContent).twin.items():
+        try:
+            twin = msgspec.json.decode(raw, type=_Twin | None)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            wrong.append(f"property {name[:128]!r}: {error}")
+            continue
+        if twin is None:
+            continue
+        type_ = (twin.metadata or {}).get("type")
+        too_long = [s for s in (twin.actual, twin.expected) if s and len(s.value or "") > MAX_VALUE_CHARACTERS]
+        if too_long:
+            wrong.append(f"property {name[:128]!r}: the value is longer than {MAX_VALUE_CHARACTERS} characters")
+            continue
+        sides[name] = Sides(reported=_side(twin.actual, type_, Reported), desired=_side(twin.expected, type_, Desired))
+    return sides, wrong
+
+
+def read_state_report(message: Message) -> StateReport:
+    """The state that a device is in, with its reason where there is one.
+
+    Raises:
+        MalformedMessage: Not the content of a state report, or an empty state.
+    """
+    device = message.data(_StateContent).device
+    if not device.state:
+        raise MalformedMessage(f"content of {message.describe()}: device.state is empty")
+    return StateReport(
+        state=device.state[:64], last_online=(device.last_online_time or "")[:64], reason=(device.reason or "")[:1024]
+    )
+
+
+def _side(side: _Side | None, type_: object, cls: type[Any]) -> Any:
+    """A deleted twin has null values; its last ones stay until the Device loses the property, as upstream."""
+    if side is None or side.value is None:
+        return None
+    metadata: Mapping[str, Any] = {**(side.metadata or {}), "type": type_}
+    return cls.from_metadata(side.value, metadata)

@@ -1,0 +1,253 @@
+"""Keeps every DeviceStatus as it should be, with one PATCH per device and second at most.
+
+Level-triggered: whatever changes (a report, a declaration, a node's link, the DeviceStatus itself), the device's key
+goes into a queue, and a worker renders the status anew and writes the difference, if there is one. What arrives
+meanwhile is merged and goes with the next PATCH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Final
+
+from cloudcore.devicecontroller.declarations import Declarations
+from cloudcore.devicecontroller.kinds import STATUSES
+from cloudcore.devicecontroller.known import Known, forget_state, from_status, prune
+from cloudcore.devicecontroller.links import Links, NodeLink
+from cloudcore.devicecontroller.messages import report_ok
+from cloudcore.devicecontroller.render import device_status, owner_uid, render, status_patch
+from cloudcore.kube import (
+    AlreadyExists,
+    Informer,
+    Key,
+    KeyedQueue,
+    KubeClient,
+    KubeError,
+    NotFound,
+    Object,
+    TooManyRequests,
+    Unavailable,
+    identity,
+)
+
+__all__ = ["StatusWriter"]
+
+logger = logging.getLogger(__name__)
+
+PATCH_INTERVAL_S: Final = 1.0
+"""Between the answer to one PATCH of a device and the next PATCH of it."""
+MAX_WAITING: Final = 32
+"""Reports of one device that wait for their confirmation. The oldest beyond is not confirmed, so it is sent again."""
+BACKOFF_CAP_S: Final = 2.0
+REFUSED_CAP_S: Final = 30.0
+
+
+class _Record:
+    """The one place where what is known of a device is kept. Only the writer changes it."""
+
+    __slots__ = ("failures", "free_at", "known", "trouble", "uid", "waiting")
+
+    def __init__(self, uid: str, known: Known) -> None:
+        self.uid = uid
+        self.known = known
+        self.waiting: dict[str, NodeLink] = {}
+        """Message ids of reports to confirm once what they said is written, and who sent them."""
+        self.free_at = 0.0
+        """Loop time of the earliest next PATCH."""
+        self.failures = 0
+        self.trouble = ""
+
+
+class StatusWriter:
+    """`note` changes at any time; `work` in as many tasks as writes may be in flight."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        statuses: Informer,
+        find_device: Callable[[Key], Object | None],
+        declarations: Declarations,
+        links: Links,
+        *,
+        interval_s: float = PATCH_INTERVAL_S,
+    ) -> None:
+        self.patches = 0
+        self.dropped = 0
+        """Reports that were forgotten unconfirmed because too many waited."""
+        self._client = client
+        self._statuses = statuses
+        self._find_device = find_device
+        self._declarations = declarations
+        self._links = links
+        self._interval_s = interval_s
+        self._loop = asyncio.get_running_loop()
+        self._records: dict[Key, _Record] = {}
+        self._queue: KeyedQueue[Key] = KeyedQueue()
+        self._failing = ""
+
+    def note(self, key: Key, *, delay_s: float = 0.0) -> None:
+        """Something about the device changed, or will in `delay_s`."""
+        self._queue.add(key, delay_s=delay_s)
+
+    def update(
+        self, key: Key, device: Object, change: Callable[[Known], Known], *, report_id: str, link: NodeLink
+    ) -> None:
+        """Merge a report into what is known; it is confirmed over `link` once the API has it."""
+        record = self._record(key, device)
+        record.known = change(record.known)
+        record.waiting[report_id] = link
+        while len(record.waiting) > MAX_WAITING:
+            record.waiting.pop(next(iter(record.waiting)))
+            self.dropped += 1
+        self.note(key)
+
+    def close(self) -> None:
+        self._queue.close()
+
+    async def work(self) -> None:
+        """Write what is due, one device after the other, until cancelled."""
+        failures = 0
+        while True:
+            key = await self._queue.get()
+            try:
+                await self._write(key)
+                failures = 0
+            except (Unavailable, TooManyRequests) as error:
+                # The server's trouble, not the device's: this worker pauses, and the device keeps its turn.
+                self._queue.add(key)
+                self._note_failure(error)
+                failures += 1
+                pause_s = min(BACKOFF_CAP_S, 0.1 * 2 ** min(failures, 10))
+                await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.0), min(error.retry_after_s, 30.0)))  # noqa: S311
+            except KubeError as error:
+                self._note_refusal(key, error)
+            except Exception:  # one device must not stop all others
+                logger.exception("device %s: status could not be written; trying again later", key)
+                self._queue.add(key, delay_s=REFUSED_CAP_S)
+            finally:
+                self._queue.done(key)
+
+    async def _write(self, key: Key) -> None:
+        """Make one DeviceStatus what it should be, then confirm the reports that are in it."""
+        device = self._find_device(key)
+        if device is None:
+            if (gone := self._records.pop(key, None)) is not None:
+                self._confirm(gone)
+            return
+        record = self._record(key, device)
+        wanted = self._wanted(key, record)
+        if wanted is None:
+            return
+        status = self._statuses.get(key)
+        patch = status_patch(status.get("status"), wanted) if status is not None else {}
+        if patch and (wait_s := record.free_at - self._loop.time()) > 0:
+            self._queue.add(key, delay_s=wait_s)
+            return
+        confirmed, record.waiting = record.waiting, {}
+        try:
+            if status is None:
+                await self._create(key, device, wanted)
+            elif owner_uid(status) != record.uid:
+                await self._adopt(key, device, status, wanted)
+            elif patch:
+                await self._patch(key, record, device, patch, wanted)
+            else:
+                self._answer(confirmed)  # the API has it already
+                return
+        except BaseException:
+            record.waiting = {**confirmed, **record.waiting}
+            raise
+        record.failures, record.trouble = 0, ""
+        self._recovered()
+        self._answer(confirmed)
+
+    def _wanted(self, key: Key, record: _Record) -> Object | None:
+        declared = self._declarations.get(key)
+        if declared is None:
+            return None
+        record.known = prune(record.known, declared.properties)
+        trouble = self._links.trouble(declared.node) if declared.node else ""
+        if trouble:
+            record.known = forget_state(record.known)
+        elif declared.node and (left_s := self._links.grace_left_s(declared.node)) > 0:
+            self._queue.add(key, delay_s=left_s + 0.01)  # look again when the grace is over
+        return render(record.known, declared, node_trouble=trouble)
+
+    async def _patch(self, key: Key, record: _Record, device: Object, patch: Object, wanted: Object) -> None:
+        try:
+            self.patches += 1
+            self._statuses.observe(await self._client.patch(STATUSES, key, patch))
+        except NotFound:  # deleted, and the watch has not said so yet
+            await self._create(key, device, wanted)
+        finally:
+            record.free_at = self._loop.time() + self._interval_s
+
+    async def _create(self, key: Key, device: Object, wanted: Object) -> None:
+        try:
+            self._statuses.observe(await self._client.create(STATUSES, device_status(key, device, wanted)))
+        except AlreadyExists:  # and the watch has not said so yet
+            self._statuses.observe(await self._client.get(STATUSES, key))
+            raise
+
+    async def _adopt(self, key: Key, device: Object, status: Object, wanted: Object) -> None:
+        """A DeviceStatus without an owner becomes ours; one of a device of that name before is replaced."""
+        if owner_uid(status):
+            await self._client.delete(STATUSES, key, uid=identity(status))
+            await self._create(key, device, wanted)
+            return
+        ours = device_status(key, device, wanted)
+        patch = {
+            **status_patch(status.get("status"), wanted),
+            "metadata": {"ownerReferences": ours["metadata"]["ownerReferences"]},
+        }
+        self._statuses.observe(await self._client.patch(STATUSES, key, patch))
+
+    def _record(self, key: Key, device: Object) -> _Record:
+        """What is known of the device; at first what its DeviceStatus says."""
+        uid = identity(device)
+        record = self._records.get(key)
+        if record is not None and record.uid == uid:
+            return record
+        if record is not None:  # another device had the name
+            self._confirm(record)
+        status = self._statuses.get(key)
+        ours = status is not None and owner_uid(status) in ("", uid)
+        known = from_status(status.get("status")) if ours and status is not None else Known()
+        record = self._records[key] = _Record(uid, known)
+        return record
+
+    def _confirm(self, record: _Record) -> None:
+        """The API will never have these reports: their device is gone."""
+        waiting, record.waiting = record.waiting, {}
+        self._answer(waiting)
+
+    @staticmethod
+    def _answer(reports: dict[str, NodeLink]) -> None:
+        for report_id, link in reports.items():
+            link.post(report_ok(report_id))
+
+    def _note_failure(self, error: KubeError) -> None:
+        if not self._failing:
+            self._failing = type(error).__name__
+            logger.warning("device statuses cannot be written: %s; trying on, reports wait", error)
+
+    def _recovered(self) -> None:
+        if self._failing:
+            self._failing = ""
+            logger.info("device statuses can be written again")
+
+    def _note_refusal(self, key: Key, error: KubeError) -> None:
+        """The server answered, and not as hoped: this device is tried again, more and more slowly."""
+        record = self._records.get(key)
+        if record is None:
+            return
+        record.failures += 1
+        trouble = type(error).__name__
+        if record.failures > 1 and trouble != record.trouble:  # the first may be a race with the watch
+            logger.error("device %s: its DeviceStatus cannot be written: %s; trying on", key, error)
+            record.trouble = trouble
+        delay_s = min(REFUSED_CAP_S, 0.05 * 4 ** min(record.failures - 1, 6))
+        self._queue.add(key, delay_s=delay_s)

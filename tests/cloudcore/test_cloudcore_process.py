@@ -1,0 +1,130 @@
+"""The `cloudcore` command as a process of its own."""
+
+import asyncio
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import yaml
+
+from cloudcore.devicecontroller.kinds import DEVICES, MODELS
+from cloudedge import connect, tls
+from kubetwin.apiserver import ApiServer
+from tests.cloudcore.support import Edge, Kubernetes, device, install_crds, model, open_client
+
+
+def configuration(directory: Path, certs: Path, kubeconfig: Path, **hub: object) -> Path:
+    file = directory / "cloudcore.yaml"
+    content = {
+        "kind": "CloudCore",
+        "kubeAPIConfig": {"kubeConfig": str(kubeconfig)},
+        "modules": {
+            "cloudHub": {
+                "tlsCAFile": str(certs / "ca.crt"),
+                "tlsCertFile": str(certs / "server.crt"),
+                "tlsPrivateKeyFile": str(certs / "server.key"),
+                "websocket": {"address": "127.0.0.1", "port": 0},
+                **hub,
+            }
+        },
+    }
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+class Process:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log = ""
+
+    async def until_log(self, pattern: str) -> re.Match[str]:
+        assert self.process.stderr is not None
+        async with asyncio.timeout(20):
+            while not (match := re.search(pattern, self.log)):
+                line = await self.process.stderr.readline()
+                assert line, f"ended without {pattern!r}: {self.log}"
+                self.log += line.decode()
+        return match
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Seconds it took."""
+        start = time.monotonic()
+        self.process.send_signal(number)
+        _, rest = await asyncio.wait_for(self.process.communicate(), 10)
+        self.log += rest.decode()
+        return time.monotonic() - start
+
+
+@asynccontextmanager
+async def cloudcore(file: Path) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cloudcore", "--config", str(file), stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        yield Process(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def dial(port: str, certs: Path) -> Edge:
+    context = tls.client_context(
+        ca_file=certs / "ca.crt", cert_file=certs / "edge-1.crt", key_file=certs / "edge-1.key"
+    )
+    return Edge(await connect(f"wss://127.0.0.1:{port}", node="edge-1", ssl_context=context), "edge-1")
+
+
+async def test_serves_and_stops_on_a_signal(tmp_path: Path, api: ApiServer, kube: Kubernetes, certs: Path) -> None:
+    await kube.create(MODELS, model())
+    await kube.create(DEVICES, device())
+    async with cloudcore(configuration(tmp_path, certs, api.kubeconfig)) as running:
+        port = (await running.until_log(r"CloudHub listening on 127.0.0.1:(\d+)"))[1]
+        edge = await dial(port, certs)
+        receiving = asyncio.create_task(edge.run())
+        await edge.answer(await edge.report("thermo-1", {"valve": 5}))
+        assert (await kube.status("thermo-1"))["extensions"]["summary"] == "valve=5"
+        assert await running.stop() < 3
+        assert running.process.returncode == 0
+        await receiving
+        assert "Traceback" not in running.log
+        assert running.log.count("CloudHub listening") == 1
+
+
+async def test_starts_while_the_api_server_is_away(tmp_path: Path, certs: Path) -> None:
+    async with ApiServer(tmp_path / "api") as api:
+        kube = await open_client(api)
+        async with kube:
+            await install_crds(kube)
+            await kube.create(DEVICES, device())
+    async with cloudcore(configuration(tmp_path, certs, api.kubeconfig)) as running:
+        await running.until_log("does not answer")
+        await running.until_log("CloudHub listening")
+        async with ApiServer(tmp_path / "api"):
+            await running.until_log("devices: 1 listed")
+        assert await running.stop(signal.SIGINT) < 3
+        assert running.process.returncode == 0
+
+
+async def test_what_cannot_work_is_said_and_ends_it(tmp_path: Path, certs: Path) -> None:
+    missing = tmp_path / "nothing"
+    for hub, words in (({}, f"kubeconfig {missing} is not there"), ({"tlsCAFile": "/no/ca"}, "tlsCAFile /no/ca")):
+        file = configuration(tmp_path, certs, missing, **hub)
+        async with cloudcore(file) as running:
+            await running.until_log(re.escape(words))
+            await running.process.communicate()
+            assert running.process.returncode == 1
+            assert "Traceback" not in running.log
+
+
+async def test_address_in_use(tmp_path: Path, api: ApiServer, certs: Path) -> None:
+    taken = {"websocket": {"address": "127.0.0.1", "port": api.port}}
+    async with cloudcore(configuration(tmp_path, certs, api.kubeconfig, **taken)) as running:
+        await running.until_log(f"cannot listen on 127.0.0.1:{api.port}")
+        await running.process.communicate()
+        assert running.process.returncode == 1
+        assert "Traceback" not in running.log
