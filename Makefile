@@ -3,7 +3,9 @@
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11 3,$(shell command -v python$(v) 2>/dev/null)))
+# The first interpreter that runs and is new enough; a name on PATH may be a shim that does neither.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then command -v $$p; break; fi; done)
 PYTEST_WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test test-slow lint check bench proto clean
@@ -37,8 +39,7 @@ clean:
 
 # Debian ships Python without ensurepip; python3-venv brings it. Anywhere else, or without root, say what is missing.
 $(VENV)/installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "kubetwin needs Python 3.11 or newer; none was found"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kubetwin needs Python 3.11 or newer, $(PYTHON) is older; try make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "kubetwin needs Python 3.11 or newer and found none; try make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy python3-venv; \
 	  else echo "Python's venv module is missing: install it first (Debian: apt-get install python3-venv)"; exit 1; fi; }
