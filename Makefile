@@ -14,7 +14,7 @@ demo: $(VENV)/installed ## the whole path on one machine; pass options as ARGS="
 	$(BIN)/kubetwin demo $(ARGS)
 
 test: $(VENV)/installed ## unit and end-to-end tests
-	$(BIN)/pytest -n $(PYTEST_WORKERS) -m "not slow" $(ARGS)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/pytest -m slow --timeout 900 $(ARGS)

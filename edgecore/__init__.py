@@ -2,3 +2,5 @@
 
 The command is `edgecore`; `edgecore.config` holds its settings. The rest is for this package alone.
 """
+
+__all__: list[str] = []

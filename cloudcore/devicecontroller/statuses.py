@@ -1,8 +1,11 @@
-"""Keeps every DeviceStatus as it should be, with one PATCH per device and second at most.
+"""Keeps every DeviceStatus as it should be, with at most one PATCH per device and second on average.
 
 Level-triggered: whatever changes (a report, a declaration, a node's link, the DeviceStatus itself), the device's key
 goes into a queue, and a worker renders the status anew and writes the difference, if there is one. What arrives
 meanwhile is merged and goes with the next PATCH.
+
+The confirmation of a report sets the pace: it leaves when the device may be written again. An edge core that has one
+report of a device on its way then sends the newest values at the moment they can be written, and none grow old here.
 """
 
 from __future__ import annotations
@@ -38,7 +41,13 @@ __all__ = ["StatusWriter"]
 logger = logging.getLogger(__name__)
 
 PATCH_INTERVAL_S: Final = 1.0
-"""Between the answer to one PATCH of a device and the next PATCH of it."""
+"""What each PATCH of a device uses up of its time: one a second in the long run."""
+PATCH_CREDIT: Final = 2.0
+"""How far a device may be ahead of that, in intervals. Without it, a device that reports every second would stay behind
+for good after any delay, because nothing would ever be faster than the reports.
+"""
+PATCH_GAP: Final = 0.75
+"""The least between two PATCHes of a device, in intervals."""
 MAX_WAITING: Final = 32
 """Reports of one device that wait for their confirmation. The oldest beyond is not confirmed, so it is sent again."""
 BACKOFF_CAP_S: Final = 2.0
@@ -48,15 +57,16 @@ REFUSED_CAP_S: Final = 30.0
 class _Record:
     """The one place where what is known of a device is kept. Only the writer changes it."""
 
-    __slots__ = ("failures", "free_at", "known", "trouble", "uid", "waiting")
+    __slots__ = ("failures", "known", "paid_until", "patched_at", "trouble", "uid", "waiting")
 
     def __init__(self, uid: str, known: Known) -> None:
         self.uid = uid
         self.known = known
         self.waiting: dict[str, NodeLink] = {}
         """Message ids of reports to confirm once what they said is written, and who sent them."""
-        self.free_at = 0.0
-        """Loop time of the earliest next PATCH."""
+        self.paid_until = 0.0
+        """Loop time that the PATCHes so far have used up."""
+        self.patched_at = float("-inf")
         self.failures = 0
         self.trouble = ""
 
@@ -85,6 +95,7 @@ class StatusWriter:
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
         self._records: dict[Key, _Record] = {}
+        self._later: set[asyncio.TimerHandle] = set()
         self._queue: KeyedQueue[Key] = KeyedQueue()
         self._failing = ""
 
@@ -106,6 +117,9 @@ class StatusWriter:
 
     def close(self) -> None:
         self._queue.close()
+        for timer in self._later:
+            timer.cancel()
+        self._later.clear()
 
     async def work(self) -> None:
         """Write what is due, one device after the other, until cancelled."""
@@ -143,7 +157,7 @@ class StatusWriter:
             return
         status = self._statuses.get(key)
         patch = status_patch(status.get("status"), wanted) if status is not None else {}
-        if patch and (wait_s := record.free_at - self._loop.time()) > 0:
+        if patch and (wait_s := self._free_at(record) - self._loop.time()) > 0:
             self._queue.add(key, delay_s=wait_s)
             return
         confirmed, record.waiting = record.waiting, {}
@@ -162,7 +176,13 @@ class StatusWriter:
             raise
         record.failures, record.trouble = 0, ""
         self._recovered()
-        self._answer(confirmed)
+        self._answer_at(self._free_at(record), confirmed)
+
+    def _free_at(self, record: _Record) -> float:
+        """Loop time from which the device may be patched."""
+        return max(
+            record.paid_until - PATCH_CREDIT * self._interval_s, record.patched_at + PATCH_GAP * self._interval_s
+        )
 
     def _wanted(self, key: Key, record: _Record) -> Object | None:
         declared = self._declarations.get(key)
@@ -177,13 +197,13 @@ class StatusWriter:
         return render(record.known, declared, node_trouble=trouble)
 
     async def _patch(self, key: Key, record: _Record, device: Object, patch: Object, wanted: Object) -> None:
+        record.patched_at = self._loop.time()
+        record.paid_until = max(record.paid_until, record.patched_at) + self._interval_s
         try:
             self.patches += 1
             self._statuses.observe(await self._client.patch(STATUSES, key, patch))
         except NotFound:  # deleted, and the watch has not said so yet
             await self._create(key, device, wanted)
-        finally:
-            record.free_at = self._loop.time() + self._interval_s
 
     async def _create(self, key: Key, device: Object, wanted: Object) -> None:
         try:
@@ -223,6 +243,18 @@ class StatusWriter:
         """The API will never have these reports: their device is gone."""
         waiting, record.waiting = record.waiting, {}
         self._answer(waiting)
+
+    def _answer_at(self, when: float, reports: dict[str, NodeLink]) -> None:
+        """Confirm reports at a loop time. Confirmations lost by a restart are asked for again by the edge."""
+        if not reports:
+            return
+
+        def answer() -> None:
+            self._later.discard(timer)
+            self._answer(reports)
+
+        timer = self._loop.call_at(when, answer)
+        self._later.add(timer)
 
     @staticmethod
     def _answer(reports: dict[str, NodeLink]) -> None:
