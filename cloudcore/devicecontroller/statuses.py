@@ -48,6 +48,8 @@ for good after any delay, because nothing would ever be faster than the reports.
 """
 PATCH_GAP: Final = 0.75
 """The least between two PATCHes of a device, in intervals."""
+LAZY_S: Final = 5.0
+"""How long a new `lastOnlineTime` alone waits for something else to travel with; it says little that twins do not."""
 MAX_WAITING: Final = 32
 """Reports of one device that wait for their confirmation. The oldest beyond is not confirmed, so it is sent again."""
 BACKOFF_CAP_S: Final = 2.0
@@ -57,7 +59,7 @@ REFUSED_CAP_S: Final = 30.0
 class _Record:
     """The one place where what is known of a device is kept. Only the writer changes it."""
 
-    __slots__ = ("failures", "known", "paid_until", "patched_at", "trouble", "uid", "waiting")
+    __slots__ = ("failures", "known", "lazy_since", "paid_until", "patched_at", "trouble", "uid", "waiting")
 
     def __init__(self, uid: str, known: Known) -> None:
         self.uid = uid
@@ -67,6 +69,8 @@ class _Record:
         self.paid_until = 0.0
         """Loop time that the PATCHes so far have used up."""
         self.patched_at = float("-inf")
+        self.lazy_since: float | None = None
+        """Loop time since when nothing but a new `lastOnlineTime` is to be written."""
         self.failures = 0
         self.trouble = ""
 
@@ -157,7 +161,7 @@ class StatusWriter:
             return
         status = self._statuses.get(key)
         patch = status_patch(status.get("status"), wanted) if status is not None else {}
-        if patch and (wait_s := self._free_at(record) - self._loop.time()) > 0:
+        if patch and (wait_s := self._ready_at(record, patch) - self._loop.time()) > 0:
             self._queue.add(key, delay_s=wait_s)
             return
         confirmed, record.waiting = record.waiting, {}
@@ -184,6 +188,14 @@ class StatusWriter:
             record.paid_until - PATCH_CREDIT * self._interval_s, record.patched_at + PATCH_GAP * self._interval_s
         )
 
+    def _ready_at(self, record: _Record, patch: Object) -> float:
+        """Loop time from which this patch may go out."""
+        if patch["status"].keys() != {"lastOnlineTime"}:
+            return self._free_at(record)
+        if record.lazy_since is None:
+            record.lazy_since = self._loop.time()
+        return max(self._free_at(record), record.lazy_since + LAZY_S * self._interval_s)
+
     def _wanted(self, key: Key, record: _Record) -> Object | None:
         declared = self._declarations.get(key)
         if declared is None:
@@ -197,6 +209,7 @@ class StatusWriter:
         return render(record.known, declared, node_trouble=trouble)
 
     async def _patch(self, key: Key, record: _Record, device: Object, patch: Object, wanted: Object) -> None:
+        record.lazy_since = None
         record.patched_at = self._loop.time()
         record.paid_until = max(record.paid_until, record.patched_at) + self._interval_s
         try:

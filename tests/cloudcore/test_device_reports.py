@@ -250,3 +250,21 @@ async def test_reports_before_the_caches_are_there_wait_for_them(tmp_path: Path,
             await edge.answer(request)
             await edge.answer(report)
             assert cloud.controller.counts == {"refused: device that does not exist": 1}
+
+
+async def test_a_new_last_online_time_travels_with_the_next_twins(kube: Kubernetes, certs: Path) -> None:
+    await kube.create(MODELS, model())
+    await kube.create(DEVICES, device())
+    settings = ControllerSettings(patch_interval_s=0.2)  # alone it would wait five intervals
+    async with running_cloud(kube, certs, controller=settings) as cloud, cloud.edge() as edge:
+        await edge.answer(await edge.report_state("thermo-1", "online", lastOnlineTime="2026-01-02T03:04:05Z"))
+        await edge.answer(await edge.report("thermo-1", {"valve": 1}))
+        before = len(kube.patched)
+        await edge.report_state("thermo-1", "online", lastOnlineTime="2026-01-02T03:04:15Z")
+        await edge.answer(await edge.report("thermo-1", {"valve": 2}))
+        assert len(kube.patched) == before + 1
+        status = await kube.status("thermo-1")
+        assert (status["lastOnlineTime"], reported(status, "valve")) == ("2026-01-02T03:04:15Z", "2")
+        alone = await edge.report_state("thermo-1", "online", lastOnlineTime="2026-01-02T03:04:25Z")
+        await edge.answer(alone)
+        assert (await kube.status("thermo-1"))["lastOnlineTime"] == "2026-01-02T03:04:25Z"
