@@ -45,6 +45,11 @@ class Fleet:
     def name(self, unit: int) -> str:
         return f"fleet-{unit}"
 
+    @property
+    def collection(self) -> str:
+        """Path of all its devices at the API, to delete them in one request."""
+        return "/apis/devices.kubeedge.io/v1beta1/namespaces/default/devices?labelSelector=part%3Dfleet"
+
     def manifests(self, node: str) -> str:
         """One model and a device a unit, collected every second."""
         properties = [f"r{i}" for i in range(self.registers)]
@@ -79,7 +84,7 @@ class Fleet:
             {
                 "apiVersion": "devices.kubeedge.io/v1beta1",
                 "kind": "Device",
-                "metadata": {"name": self.name(unit), "namespace": "default"},
+                "metadata": {"name": self.name(unit), "namespace": "default", "labels": {"part": "fleet"}},
                 "spec": {
                     "deviceModelRef": {"name": "fleet"},
                     "nodeName": node,
