@@ -1,14 +1,22 @@
-"""How long a value takes on an idle path: from the mapper's report to a watch on the API, and from a patch of `desired`
-to the register, both with the demo's processes on this machine.
+"""How long a value takes on an idle path, with the demo's processes on this machine: from its collection at the device
+to kubectl watching the API, and from sending a patch of `desired` to the register as a plain Modbus client reads it.
 """
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
+import ssl
 import subprocess
 import threading
 import time
+from pathlib import Path
 from queue import Queue
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
 
 from benchmarks.figures import figure, percentile
 from tests.e2e.harness import Demo, running_demo, wait_for
@@ -62,13 +70,13 @@ def _report_to_watch(demo: Demo) -> None:
         watch.terminate()
     counted = ages[SETTLE_ROUNDS:]
     figure("latency.collected_to_watch.p50", percentile(counted, 0.5), "ms")
-    figure("latency.collected_to_watch.p99", percentile(counted, 0.99), "ms")
+    figure("latency.collected_to_watch.max", max(counted), "ms")
 
 
 def _desired_to_register(demo: Demo) -> None:
-    """From kubectl's answer to `patch` until a plain Modbus client reads the new value."""
     properties = demo.get("device", DEVICE)["spec"]["properties"]
     index = [p["name"] for p in properties].index(PROPERTY)
+    api = Api(Path(demo.summary["kubeconfig"]))
     times: list[float] = []
     with demo.modbus() as modbus:
 
@@ -77,15 +85,37 @@ def _desired_to_register(demo: Demo) -> None:
 
         for round_ in range(ROUNDS):
             before = register()
-            patch = [
-                {"op": "replace", "path": f"/spec/properties/{index}/desired/value", "value": str(40 + round_ % 2)}
-            ]
-            demo.kubectl("patch", "device", DEVICE, "--type", "json", "-p", json.dumps(patch))
+            value = str(40 + round_ % 2)
             start = time.monotonic()
+            api.patch_device(
+                DEVICE, [{"op": "replace", "path": f"/spec/properties/{index}/desired/value", "value": value}]
+            )
             while register() == before:
                 time.sleep(0.001)
                 if time.monotonic() > start + 10:
                     raise AssertionError("the register did not change within 10 s")
             times.append((time.monotonic() - start) * 1000)
-    figure("latency.desired_to_register_after_kubectl.p50", percentile(times, 0.5), "ms")
-    figure("latency.desired_to_register_after_kubectl.p99", percentile(times, 0.99), "ms")
+    figure("latency.desired_to_register.p50", percentile(times, 0.5), "ms")
+    figure("latency.desired_to_register.max", max(times), "ms")
+
+
+class Api:
+    """One connection to the API: starting a kubectl takes longer than what is measured."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        config = yaml.safe_load(kubeconfig.read_text())
+        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        trust = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+        self._connection = http.client.HTTPSConnection(urlsplit(cluster["server"]).netloc, context=trust)
+        self._headers = {
+            "Authorization": f"Bearer {user['token']}",
+            "Content-Type": "application/json-patch+json",
+        }
+
+    def patch_device(self, name: str, operations: list[dict[str, Any]]) -> None:
+        path = f"/apis/devices.kubeedge.io/v1beta1/namespaces/default/devices/{name}"
+        self._connection.request("PATCH", path, json.dumps(operations), self._headers)
+        answer = self._connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise AssertionError(body.decode())

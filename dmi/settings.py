@@ -18,8 +18,10 @@ __all__ = ["load_settings", "read_settings", "unknown_keys"]
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
-def load_settings(file: Path, type_: type[_T]) -> tuple[_T, list[str]]:
+def load_settings(file: Path, type_: type[_T], *, strict: bool = True) -> tuple[_T, list[str]]:
     """Read a YAML file into a struct; also returns the paths of the keys that the struct does not have.
+
+    Not `strict`: numbers and flags may be written as texts.
 
     Raises:
         ConfigError: The file cannot be read or is no YAML mapping, or a value has the wrong type.
@@ -32,17 +34,17 @@ def load_settings(file: Path, type_: type[_T]) -> tuple[_T, list[str]]:
         data = {}
     if not isinstance(data, Mapping):
         raise ConfigError(str(file), "is not a mapping of keys to values")
-    return read_settings(data, type_, where=str(file)), list(unknown_keys(data, type_))
+    return read_settings(data, type_, where=str(file), strict=strict), list(unknown_keys(data, type_))
 
 
-def read_settings(data: Mapping[str, Any], type_: type[_T], *, where: str = "") -> _T:
+def read_settings(data: Mapping[str, Any], type_: type[_T], *, where: str = "", strict: bool = True) -> _T:
     """A mapping → struct; keys that the struct does not have are left out.
 
     Raises:
         ConfigError: A value has the wrong type; the path is `where` and the key's own.
     """
     try:
-        return msgspec.convert(_without_nulls(data), type_)
+        return msgspec.convert(_without_nulls(data), type_, strict=strict)
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$")
         path = path.rstrip("`").lstrip(".")

@@ -114,15 +114,15 @@ def check_range(text: str, property_: ModelProperty) -> None:
         return
     try:
         number = Decimal(text)
-        low = Decimal(property_.minimum) if property_.minimum.strip() else None
-        high = Decimal(property_.maximum) if property_.maximum.strip() else None
-    except InvalidOperation:
+        too_low = bool(property_.minimum.strip()) and number < Decimal(property_.minimum)
+        too_high = bool(property_.maximum.strip()) and number > Decimal(property_.maximum)
+    except InvalidOperation:  # no number, or NaN, which has no order
         raise ConversionError(
             f"{text!r} cannot be compared with minimum {property_.minimum!r} and maximum {property_.maximum!r}"
         ) from None
-    if low is not None and number < low:
+    if too_low:
         raise ConversionError(f"{text} is below the minimum {property_.minimum}")
-    if high is not None and number > high:
+    if too_high:
         raise ConversionError(f"{text} is above the maximum {property_.maximum}")
 
 

@@ -13,7 +13,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from kubetwin.apiserver.items import encode
+from kubetwin.apiserver.schema.node import same
+
 MAX_OPERATIONS = 10_000  # of one JSON patch, as kube-apiserver
+MAX_COPIED_BYTES = 3 << 20  # by all copies of one JSON patch: each can double what is there
 
 MERGE_KEYS: dict[str, tuple[str, ...]] = {
     "containers": ("name",),
@@ -64,8 +68,13 @@ def json_patch(target: Any, operations: Any) -> Any:
         raise PatchError("a JSON patch is a list of operations")
     if len(operations) > MAX_OPERATIONS:
         raise PatchError(f"the allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(operations)}")
+    copied = 0
     for number, op in enumerate(operations):
         try:
+            if op.get("op") == "copy":
+                copied += len(encode(_get(target, _pointer(op, "from"))))
+                if copied > MAX_COPIED_BYTES:
+                    raise PatchError(f"operation {number} (copy): more than {MAX_COPIED_BYTES} bytes are copied")
             target = _apply(target, op)
         except (KeyError, IndexError) as exc:
             missing = exc.args[0] if isinstance(exc, KeyError) else op.get("path")
@@ -78,7 +87,7 @@ def _apply(target: Any, op: dict[str, Any]) -> Any:
     path = _pointer(op, "path")
     match name:
         case "test":
-            if _get(target, path) != op.get("value"):
+            if not same(_get(target, path), op.get("value")):
                 raise PatchError(f"testing value {op['path']} failed")
             return target
         case "remove":

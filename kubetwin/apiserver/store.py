@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 RING_EVENTS = 4096  # per resource: 40 s of a hundred writes a second
 RING_BYTES = 8 << 20
+MAX_OBJECT_BYTES = 3 << 20  # as a request body; patches must not grow an object past it, step by step
 
 
 @dataclass(slots=True)
@@ -222,6 +223,8 @@ class Store:
             data = encode(obj)
         except (OverflowError, ValueError, TypeError) as exc:
             raise errors.bad_request(f"the object cannot be written as JSON: {exc}") from None
+        if len(data) > MAX_OBJECT_BYTES and kind != "DELETED":
+            raise errors.too_large(MAX_OBJECT_BYTES)
         item = make_item(resource, key, version, data)
         self._last = version
         done: asyncio.Future[None] = self._loop.create_future()
@@ -278,7 +281,10 @@ class Store:
             self._forget.extend(forgotten)
             self._marks[item.resource] = state.compacted
         for observer in self.observers:
-            observer(event)
+            try:
+                observer(event)
+            except Exception:  # the writes behind this one must be answered
+                logger.exception("version %d of %s: not followed up", event.version, item.resource)
         for listener in tuple(state.listeners):
             listener(event)
         event.forget_frame()

@@ -5,13 +5,14 @@ Reference: Kubernetes API concepts, "Receiving resources as Tables", "Metadata-o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from kubetwin.apiserver import errors
 from kubetwin.apiserver.admission import Target
 from kubetwin.apiserver.items import Event, EventType, Item, JsonObject, decode, encode, watch_frame
+from kubetwin.apiserver.kinds import Column
 
 Shape: TypeAlias = Literal["object", "table", "metadata"]
 IncludeObject: TypeAlias = Literal["None", "Metadata", "Object"]
@@ -154,11 +155,19 @@ class View:
         return head % (self.meta_version.encode(), meta, encode(columns))
 
     def _table(self, objects: Sequence[JsonObject], meta: bytes) -> bytes:
-        cells: list[Callable[[JsonObject], object]] = [column.value for column in self.target.version.columns]
+        columns = self.target.version.columns
         rows = []
         for obj in objects:
-            row: JsonObject = {"cells": [cell(obj) for cell in cells]}
+            row: JsonObject = {"cells": [_cell(column, obj) for column in columns]}
             if self.include != "None":
                 row["object"] = obj if self.include == "Object" else self._partial(obj)
             rows.append(encode(row))
         return self._header(meta) + b",".join(rows) + b"]}"
+
+
+def _cell(column: Column, obj: JsonObject) -> object:
+    """What a column shows of an object: nothing, where the object is not what the column expects."""
+    try:
+        return column.value(obj)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+        return None

@@ -68,18 +68,26 @@ class Watcher:
         return self._view.event(seen[0], event) if seen is not None else None
 
     def _take(self, event: Event) -> None:
-        frame = self.frame(event)
+        try:
+            frame = self.frame(event)
+        except Exception:  # a stream with a gap is worse than none, and the write must be answered all the same
+            logger.exception("a watch of %s is cut at version %d", event.item.resource, event.version)
+            self._cut()
+            return
         if frame is None:
             return
         if len(self._queue) >= QUEUE_EVENTS or (self._queue and self._queued_bytes + len(frame) > QUEUE_BYTES):
-            self.dropped = True
-            self._queue.clear()
-            self.close()
-            self._drop()
+            self._cut()
             return
         self._queue.append(frame)
         self._queued_bytes += len(frame)
         self._ready.set()
+
+    def _cut(self) -> None:
+        self.dropped = True
+        self._queue.clear()
+        self.close()
+        self._drop()
 
     def existing(self) -> Iterator[bytes]:
         """An ADDED line for each object there is now. Taken at the call, made into lines as they are sent."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
-import yaml
 from msgspec import Meta, Struct
 
-from dmi.errors import ConfigError
+from dmi.settings import load_settings
 
 __all__ = ["CommonConfig", "GrpcServerConfig", "MapperConfig", "load_config"]
 
@@ -53,29 +51,7 @@ def load_config(path: Path) -> MapperConfig:
         ConfigError: It cannot be read, is not YAML, or a value is missing or of the wrong type; the path names the file
             and the key.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not YAML: {error}") from error
-    try:
-        config = msgspec.convert(content, MapperConfig, strict=False)
-    except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at `$.")
-        raise ConfigError(f"{path}: {where.rstrip('`')}" if where else str(path), message) from None
-    for key in _unknown(content, MapperConfig):
+    config, unknown = load_settings(path, MapperConfig, strict=False)
+    for key in unknown:
         logger.warning("%s: %s: no such setting, it is not used", path, key)
     return config
-
-
-def _unknown(content: dict[str, Any], type_: type[Struct], prefix: str = "") -> list[str]:
-    fields = {f.encode_name: f.type for f in msgspec.structs.fields(type_)}
-    unknown: list[str] = []
-    for key, value in content.items():
-        field = fields.get(key)
-        if field is None:
-            unknown.append(f"{prefix}{key}")
-        elif isinstance(value, dict) and isinstance(field, type) and issubclass(field, Struct):
-            unknown += _unknown(value, field, f"{prefix}{key}.")
-    return unknown

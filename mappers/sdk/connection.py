@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from dmi.errors import ConfigError, ConversionError
@@ -26,6 +26,19 @@ RECONNECT_S: Final = (0.5, 5.0)
 CALL_DEADLINE_S: Final = 30.0
 """Drivers have timeouts of their own; this one is for those that hang."""
 CLOSE_DEADLINE_S: Final = 1.0
+
+
+@asynccontextmanager
+async def _call() -> AsyncIterator[None]:
+    """Around a call of the driver: it ends at the deadline, and with the task. A library can swallow the cancellation,
+    as `asyncio.wait_for` of Python 3.11 does when the reply comes at that moment (CPython gh-86296)."""
+    try:
+        async with asyncio.timeout(CALL_DEADLINE_S):
+            yield
+    finally:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
 
 class Connection:
@@ -93,7 +106,7 @@ class Connection:
         stack = AsyncExitStack()
         try:
             try:
-                async with asyncio.timeout(CALL_DEADLINE_S):
+                async with _call():
                     link = await stack.enter_async_context(self._driver.connect(self._device_id, config))
             except ConfigError as error:
                 self.config_problem = f"spec.protocol.configData.{error}"
@@ -127,7 +140,7 @@ class Connection:
             lost = DeviceUnreachable(self._device_id, self.reason or "not connected yet")
             return {p.name: lost for p in properties}
         try:
-            async with asyncio.timeout(CALL_DEADLINE_S):
+            async with _call():
                 results = dict(await link.read_many(properties))
         except Exception as error:  # noqa: BLE001  # as above
             failure = self._failed(link, error, "read_many")
@@ -151,7 +164,7 @@ class Connection:
         if link is None:
             raise DeviceUnreachable(self._device_id, self.reason or "not connected yet")
         try:
-            async with asyncio.timeout(CALL_DEADLINE_S):
+            async with _call():
                 await link.write(property_, value)
         except ConversionError:
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
@@ -15,6 +15,8 @@ from mappers.sdk.settings import decode_settings
 __all__ = ["Declaration", "declare"]
 
 _VISITOR: Final = "visitors.configData"
+_LONG_CYCLE_MS: Final = 24 * 3600 * 1000
+"""Longer ones are warned about: upstream counted nanoseconds once, and many samples still do (DMI contract 3.5)."""
 
 
 class Declaration(Struct, frozen=True):
@@ -58,6 +60,7 @@ def declare(
     except ConfigError as error:
         return _broken(device, str(error), model)
     warnings = [f"spec.protocol.configData.{key}: is not used by {driver.protocol}" for key in unknown]
+    warnings += _long_cycles(device)
     models = {p.name: p for p in model.properties}
     properties: dict[str, Property[Any]] = {}
     problems: dict[str, str] = {}
@@ -75,6 +78,16 @@ def declare(
             continue
         warnings += [f"spec.properties[{index}].{_VISITOR}.{key}: is not used by {driver.protocol}" for key in unknown]
     return Declaration(device, model, config, "", properties, problems, tuple(warnings))
+
+
+def _long_cycles(device: Device) -> Iterator[str]:
+    cycles = [("spec.stateReport.reportCycle", device.state_report_cycle_ms)]
+    for index, p in enumerate(device.properties):
+        cycles.append((f"spec.properties[{index}].collectCycle", p.collect_cycle_ms))
+        cycles.append((f"spec.properties[{index}].reportCycle", p.report_cycle_ms))
+    for path, cycle_ms in cycles:
+        if cycle_ms > _LONG_CYCLE_MS:
+            yield f"{path}: {cycle_ms} is {cycle_ms / _LONG_CYCLE_MS:.0f} days: cycles are in milliseconds"
 
 
 def _broken(device: Device, problem: str, model: DeviceModel | None) -> Declaration:

@@ -30,7 +30,9 @@ class Fleet:
         self._uplink = uplink
         self._models: dict[ModelId, DeviceModel] = {}
         self._runners: dict[DeviceId, tuple[DeviceRunner, asyncio.Task[None]]] = {}
-        self._touched: set[DeviceId | ModelId] = set()
+        self._touched_devices: set[DeviceId] = set()
+        self._touched_models: set[ModelId] = set()
+        """What the edge core called about since the registration began; an id can be both."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -47,16 +49,18 @@ class Fleet:
     # what the edge core calls (DMI)
 
     async def apply_device(self, device: Device) -> None:
-        self._touched.add(device.id)
+        self._touched_devices.add(device.id)
         self._apply(device)
 
     async def remove_device(self, device: DeviceId) -> None:
-        self._touched.add(device)
-        await self._stop([device])
-        self._uplink.forget(device)
+        self._touched_devices.add(device)
+        await self._remove([device])
 
     async def apply_model(self, model: DeviceModel) -> None:
-        self._touched.add(model.id)
+        self._touched_models.add(model.id)
+        self._apply_model(model)
+
+    def _apply_model(self, model: DeviceModel) -> None:
         if self._models.get(model.id) == model:
             return
         self._models[model.id] = model
@@ -66,7 +70,7 @@ class Fleet:
 
     async def remove_model(self, model: ModelId) -> None:
         """Devices that run keep it: an edge core removes the model just before its last device."""
-        self._touched.add(model)
+        self._touched_models.add(model)
         self._models.pop(model, None)
 
     async def get_device(self, device: DeviceId) -> tuple[Device, Sequence[Twin]]:
@@ -79,22 +83,23 @@ class Fleet:
 
     def begin_registration(self) -> None:
         """From here on, what the edge core calls is newer than the answer to the registration."""
-        self._touched.clear()
+        self._touched_devices.clear()
+        self._touched_models.clear()
 
     async def reconcile(self, devices: Iterable[Device], models: Iterable[DeviceModel]) -> None:
         """Run exactly this set. What did not change goes on undisturbed; what is not in the set is stopped."""
-        touched = set(self._touched)
         for model in models:
-            if model.id not in touched:
-                await self.apply_model(model)
+            if model.id not in self._touched_models:
+                self._apply_model(model)
         wanted = {d.id: d for d in devices}
-        gone = [id_ for id_ in self._runners if id_ not in wanted and id_ not in touched]
-        await self._stop(gone)
-        for id_ in gone:
-            self._uplink.forget(id_)
+        await self._remove([id_ for id_ in self._runners if id_ not in wanted and id_ not in self._touched_devices])
         for device in wanted.values():
-            if device.id not in touched:
+            if device.id in self._touched_devices:
+                continue
+            try:
                 self._apply(device)
+            except Exception:
+                logger.exception("device %s cannot be run; the others are", device.id)
 
     def report_all(self) -> None:
         """Report everything current: the edge core may have lost what it was told."""
@@ -114,6 +119,15 @@ class Fleet:
         # Not in a TaskGroup: that would wait for ever for a driver that does not let go.
         task = asyncio.create_task(runner.run(), name=f"device {device.id}")
         self._runners[device.id] = (runner, task)
+
+    async def _remove(self, ids: Sequence[DeviceId]) -> None:
+        """Stop several for good, with what they had to say. One that is added again meanwhile starts from nothing."""
+        for id_ in ids:
+            self._uplink.forget(id_)
+        await self._stop(ids)
+        for id_ in ids:
+            if id_ not in self._runners:
+                self._uplink.forget(id_)  # a read that ended just then
 
     async def _stop(self, ids: Sequence[DeviceId]) -> None:
         """Stop several at once; one that does not stop in time is left behind and named."""

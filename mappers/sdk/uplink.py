@@ -37,7 +37,8 @@ class ReportClient(Protocol):
 class _Slot:
     """What one device has to say."""
 
-    def __init__(self) -> None:
+    def __init__(self, device_id: DeviceId) -> None:
+        self.device_id = device_id
         self.twins: dict[str, Twin] = {}
         self.state: tuple[DeviceState, str] | None = None
         self.queued = False
@@ -55,7 +56,8 @@ class Uplink:
     def __init__(self, client: ReportClient) -> None:
         self._client = client
         self._slots: dict[DeviceId, _Slot] = {}
-        self._ready: asyncio.Queue[DeviceId] = asyncio.Queue()
+        self._ready: asyncio.Queue[_Slot] = asyncio.Queue()
+        """At most one entry a slot; those of forgotten devices are passed over."""
         self._open = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -67,14 +69,14 @@ class Uplink:
         """Set when a call found the edge core gone; whoever registers clears it."""
 
     def put_twins(self, device_id: DeviceId, twins: Sequence[Twin]) -> None:
-        slot = self._slots.setdefault(device_id, _Slot())
+        slot = self._slot(device_id)
         slot.twins.update((t.property_name, t) for t in twins)
-        self._enqueue(device_id, slot)
+        self._enqueue(slot)
 
     def put_state(self, device_id: DeviceId, state: DeviceState, reason: str) -> None:
-        slot = self._slots.setdefault(device_id, _Slot())
+        slot = self._slot(device_id)
         slot.state = (state, reason)
-        self._enqueue(device_id, slot)
+        self._enqueue(slot)
 
     def forget(self, device_id: DeviceId) -> None:
         """The device is gone: what it had to say is not said any more."""
@@ -107,34 +109,43 @@ class Uplink:
             for timer in self._retries.values():
                 timer.cancel()
 
-    def _enqueue(self, device_id: DeviceId, slot: _Slot) -> None:
+    def _slot(self, device_id: DeviceId) -> _Slot:
+        slot = self._slots.get(device_id)
+        if slot is None:
+            slot = self._slots[device_id] = _Slot(device_id)
+        return slot
+
+    def _is_current(self, slot: _Slot) -> bool:
+        """Whether its device was not forgotten; one that came back since has another slot."""
+        return self._slots.get(slot.device_id) is slot
+
+    def _enqueue(self, slot: _Slot) -> None:
         if not slot.queued and not slot.empty:
             slot.queued = True
             self._busy += 1
             self._idle.clear()
-            self._ready.put_nowait(device_id)
+            self._ready.put_nowait(slot)
 
     async def _work(self) -> None:
         while True:
-            device_id = await self._ready.get()
+            slot = await self._ready.get()
             await self._open.wait()
-            slot = self._slots.get(device_id)
-            if slot is None:
+            if not self._is_current(slot):
                 continue
-            delay_s = await self._send(device_id, slot)
-            if self._slots.get(device_id) is not slot:
+            delay_s = await self._send(slot)
+            if not self._is_current(slot):
                 continue  # forgotten while the call was under way
             if delay_s:
                 loop = asyncio.get_running_loop()
-                self._retries[device_id] = loop.call_later(delay_s, self._retry, device_id, slot)
+                self._retries[slot.device_id] = loop.call_later(delay_s, self._retry, slot)
             else:
-                self._retry(device_id, slot)
+                self._retry(slot)
 
-    def _retry(self, device_id: DeviceId, slot: _Slot) -> None:
-        self._retries.pop(device_id, None)
+    def _retry(self, slot: _Slot) -> None:
+        self._retries.pop(slot.device_id, None)
         slot.queued = False
         self._busy -= 1
-        self._enqueue(device_id, slot)
+        self._enqueue(slot)
         self._note_idle()
 
     def _note_idle(self) -> None:
@@ -142,7 +153,7 @@ class Uplink:
             self._paced = False
             self._idle.set()
 
-    async def _send(self, device_id: DeviceId, slot: _Slot) -> float:
+    async def _send(self, slot: _Slot) -> float:
         """Report what the slot holds; what could not be said goes back unless something newer came. Returns how many
         seconds to wait before the next call for this device."""
         try:
@@ -151,7 +162,7 @@ class Uplink:
                 state, slot.state = slot.state, None
                 try:
                     if state is not None:
-                        await self._client.report_state(device_id, *state)
+                        await self._client.report_state(slot.device_id, *state)
                 except BaseException:
                     slot.state = slot.state or state
                     raise
@@ -159,7 +170,7 @@ class Uplink:
                 await self._keep_pace()
                 twins, slot.twins = slot.twins, {}
                 try:
-                    await self._client.report_twins(device_id, list(twins.values()))
+                    await self._client.report_twins(slot.device_id, list(twins.values()))
                 except BaseException:
                     slot.twins = {**twins, **slot.twins}
                     raise
@@ -168,18 +179,18 @@ class Uplink:
             self.lost.set()
             return 0.0
         except DmiError as error:
-            return self._refused(device_id, slot, error)
+            return self._refused(slot, error)
         slot.refusals = 0
         return 0.0
 
-    def _refused(self, device_id: DeviceId, slot: _Slot, error: DmiError) -> float:
+    def _refused(self, slot: _Slot, error: DmiError) -> float:
         if isinstance(error, PeerRefused) and "too many" in error.details.lower():
             if not self._paced:
                 self._paced = True
                 logger.info("the edge core takes no more reports for now: pacing them, the newest values win")
             return 0.0
         if not slot.refusals:
-            logger.warning("device %s: the edge core refused a report, trying again: %s", device_id, error)
+            logger.warning("device %s: the edge core refused a report, trying again: %s", slot.device_id, error)
         slot.refusals = min(slot.refusals + 1, 8)
         return min(RETRY_S[0] * 2.0 ** (slot.refusals - 1), RETRY_S[1])
 

@@ -88,6 +88,17 @@ def test_json_patch_refuses(operation: Any) -> None:
         json_patch({"a": 1, "list": [1], "map": {}}, [operation])
 
 
+def test_copies_in_a_json_patch_are_bounded() -> None:
+    double = {"op": "copy", "from": "/a", "path": "/a/-"}
+    with pytest.raises(PatchError, match="operation"):
+        json_patch({"a": ["x" * 1000]}, [double] * 30)  # would be 2^30 times as much
+
+
+def test_a_test_tells_one_from_true() -> None:
+    with pytest.raises(PatchError):
+        json_patch({"a": True}, [{"op": "test", "path": "/a", "value": 1}])
+
+
 @given(TREES, TREES)
 def test_a_merge_patch_applied_twice_changes_nothing_more(target: Any, patch: Any) -> None:
     once = merge_patch(copy.deepcopy(target), copy.deepcopy(patch))

@@ -211,6 +211,15 @@ async def test_bad_requests_are_answered_with_a_status(
     assert (await client.call("GET", CONFIG_MAPS))[0] == 200
 
 
+async def test_an_object_does_not_grow_past_the_limit_by_patches(client: Client) -> None:
+    await client.ok("POST", CONFIG_MAPS, config_map("x"))
+    half = "x" * (2 << 20)
+    await client.ok("PATCH", f"{CONFIG_MAPS}/x", {"data": {"a": half}}, media=MERGE)
+    code, status = await client.call("PATCH", f"{CONFIG_MAPS}/x", {"data": {"b": half}}, media=MERGE)
+    assert (code, status["reason"]) == (413, "RequestEntityTooLarge")
+    assert list((await client.ok("GET", f"{CONFIG_MAPS}/x"))["data"]) == ["a"]
+
+
 async def test_yaml_bodies(client: Client) -> None:
     text = b"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata: {day: '2026-01-01', on: \"yes\"}\n"
     stored = await client.ok("POST", CONFIG_MAPS, text, media="application/yaml")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kubetwin.apiserver import ApiServer, StorageError, store, watches
-from tests.apiserver.conftest import DEADLINE_S, MERGE, WIDGETS, Client, Kubectl, started, trusting, widget
+from tests.apiserver.conftest import DEADLINE_S, MERGE, WIDGETS, Client, Kubectl, Watch, started, trusting, widget
 
 WIDGETS_EVERYWHERE = "/apis/test.kubetwin.io/v1/widgets"
 END = {"k8s.io/initial-events-end": "true"}
@@ -35,6 +35,61 @@ async def test_watch_without_version_tells_what_is_there(client: Client) -> None
     watch = await client.watch(WIDGETS_EVERYWHERE)
     assert await watch.names(2) == [("ADDED", "a"), ("ADDED", "b")]
     watch.close()
+
+
+async def test_watches_that_start_amid_writes_tell_every_write_once_and_in_order(client: Client) -> None:
+    await client.define_widgets()
+    expected: dict[str, list[int]] = {}
+
+    async def write(name: str) -> None:
+        made = await client.ok("POST", WIDGETS, widget(name))
+        expected[name] = [int(made["metadata"]["resourceVersion"])]
+        for size in range(2, 12):
+            made = await client.ok("PATCH", f"{WIDGETS}/{name}", {"spec": {"size": size}}, media=MERGE)
+            expected[name].append(int(made["metadata"]["resourceVersion"]))
+
+    async def follow(names: list[str]) -> None:
+        """List, watch from there, and see what the writers were told."""
+        order: list[int] = []
+        listed = await client.ok("GET", WIDGETS)
+        start = int(listed["metadata"]["resourceVersion"])
+        seen = {one["metadata"]["name"]: one["spec"]["size"] for one in listed["items"]}
+        watch = await client.watch(WIDGETS, resourceVersion=str(start))
+        versions: dict[str, list[int]] = {name: [] for name in names}
+        while any(seen.get(name) != 11 for name in names):
+            shown = (await watch.next())["object"]
+            name, version = shown["metadata"]["name"], int(shown["metadata"]["resourceVersion"])
+            versions[name].append(version)
+            order.append(version)
+            seen[name] = shown["spec"]["size"]
+        watch.close()
+        assert order == sorted(set(order))
+        await asyncio.gather(*writers)
+        for name in names:
+            assert versions[name] == [made for made in expected[name] if made > start]
+
+    names = [f"w{number}" for number in range(8)]
+    writers = [asyncio.create_task(write(name)) for name in names]
+    await asyncio.gather(*(follow(names) for _ in range(6)))
+
+
+async def test_what_no_column_can_show_breaks_neither_watches_nor_writes(client: Client) -> None:
+    pods = "/api/v1/namespaces/default/pods"
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": []}}
+    await client.ok("POST", pods, pod)
+    table = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+    async with client.session.get(client.server.url + pods, params={"watch": "1"}, headers=table) as response:
+        watch = Watch(response)
+        assert (await watch.next())["type"] == "ADDED"
+        odd = {"status": {"containerStatuses": 5}}
+        async with asyncio.timeout(DEADLINE_S):
+            await client.ok("PATCH", f"{pods}/p/status", odd, media=MERGE)
+            await client.ok("POST", pods, {**pod, "metadata": {"name": "q"}})
+        rows = [(await watch.next())["object"]["rows"][0] for _ in range(2)]
+        assert [row["object"]["metadata"]["name"] for row in rows] == ["p", "q"]
+        assert rows[0]["cells"][:2] == ["p", None]
+    async with client.session.get(client.server.url + pods, headers=table) as response:
+        assert response.status == 200
 
 
 async def test_initial_events_end_with_a_bookmark(client: Client) -> None:

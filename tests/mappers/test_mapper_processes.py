@@ -247,8 +247,8 @@ def test_config_with_upstreams_keys(tmp_path: Path, caplog: pytest.LogCaptureFix
     (
         ("grpc_server: {socket_path: 5}\ncommon: {name: x}", "grpc_server.socket_path: Expected"),
         ("grpc_server: {socket_path: /x}\ncommon: {}", "common: Object missing required field `name`"),
-        ("- a list", "Expected `object`"),
-        ("{", "is not YAML"),
+        ("- a list", "is not a mapping"),
+        ("{", "cannot be read"),
     ),
 )
 def test_a_config_that_cannot_be_used_says_where(tmp_path: Path, text: str, says: str) -> None:

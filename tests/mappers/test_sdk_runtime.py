@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from dmi.types import Device, DeviceId
-from mappers.sdk import ConfigError, DeviceRejected, DeviceTimeout, DeviceUnreachable
+from mappers.sdk import ConfigError, DeviceRejected, DeviceTimeout, DeviceUnreachable, Property, ReadResult
 from mappers.sdk import connection as connection_module
 from mappers.sdk import tracking as tracking_module
 from mappers.sdk.testing import FakeEdgeCore
 from tests.mappers.mapper_world import (
     MODEL,
+    MemoryConfig,
     MemoryDevice,
     MemoryDriver,
+    MemoryLink,
+    MemoryVisitor,
     eventually,
     memory_device,
     prop,
@@ -264,3 +269,43 @@ async def test_stopping_sends_the_last_reports_and_leaves_nothing(tmp_path: Path
         assert memory.reading == 0
     names = {task.get_name() for task in asyncio.all_tasks()}
     assert not any(name.startswith(("device", "connect", "collect", "write", "report")) for name in names)
+
+
+async def test_a_cycle_in_nanoseconds_is_warned_about_and_read_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = MemoryDevice(a=1)
+    device = memory_device(prop("target", cell="a", cycle_ms=10_000_000_000))
+    async with edge_core(tmp_path, device) as edge, running(edge, tmp_path, MemoryDriver(m1=memory)):
+        await edge.until(lambda: edge.value(ID, "target") == "1")
+        await edge.apply(wanting(device, target="3"))
+        await edge.until(lambda: edge.value(ID, "target") == "3")
+    warned = [r.getMessage() for r in caplog.records if "milliseconds" in r.getMessage()]
+    path = "spec.properties[0].collectCycle"
+    assert warned == [f"device plant/m1: {path}: 10000000000 is 116 days: cycles are in milliseconds"]
+
+
+async def test_a_cancellation_that_a_library_swallows_still_ends_the_device(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Deaf(MemoryLink):
+        async def read_many(self, properties: Sequence[Property[MemoryVisitor]]) -> Mapping[str, ReadResult]:
+            try:
+                return await super().read_many(properties)
+            except asyncio.CancelledError:  # as `asyncio.wait_for` of Python 3.11 does when the reply is just there
+                return {p.name: 1 for p in properties}
+
+    class DeafDriver(MemoryDriver):
+        @asynccontextmanager
+        async def connect(self, device_id: DeviceId, config: MemoryConfig) -> AsyncIterator[MemoryLink]:
+            async with super().connect(device_id, config):
+                yield Deaf(memory)
+
+    memory = MemoryDevice(a=1)
+    memory.hold.clear()
+    device = memory_device(prop("target", cell="a"))
+    async with edge_core(tmp_path, device) as edge, running(edge, tmp_path, DeafDriver(m1=memory)):
+        await eventually(lambda: memory.reading == 1)
+        await edge.remove(ID)
+        assert memory.reading == 0
+    assert "did not let go" not in caplog.text

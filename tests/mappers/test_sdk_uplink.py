@@ -178,3 +178,16 @@ async def test_a_removed_device_says_nothing_more() -> None:
         uplink.open()
         await drained(uplink)
     assert peer.got == [(B, {"x": "1"})]
+
+
+async def test_a_device_removed_and_added_again_reports_once_at_a_time() -> None:
+    peer = Peer()
+    async with sending(peer) as uplink:
+        uplink.put_twins(A, [twin("x", "1")])
+        uplink.forget(A)
+        uplink.put_twins(A, [twin("x", "2")])
+        uplink.open()
+        await drained(uplink)
+        uplink.put_twins(A, [twin("x", "3")])
+        await drained(uplink)
+    assert peer.got == [(A, {"x": "2"}), (A, {"x": "3"})]
