@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cloudcore.cloudhub import CloudHub, HubSettings
 from cloudcore.config import CloudCoreConfig, CloudHubConfig
@@ -23,6 +23,7 @@ __all__ = ["run"]
 logger = logging.getLogger(__name__)
 
 MIN_WRITERS: Final = 32
+MAX_NAMED_HOSTS: Final = 1024
 
 
 async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> None:
@@ -40,6 +41,7 @@ async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> 
         controller = DeviceController(client, _controller_settings(config))
         hub = CloudHub(_hub_settings(hub_config), ssl_context=context, handler=controller)
         stopping = stop or asyncio.Event()
+        asyncio.get_running_loop().set_exception_handler(_LoopErrors())
         with _signals(stopping):
             logger.info("cloudcore starts, Kubernetes API at %s", client.server)
             try:
@@ -55,6 +57,25 @@ async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> 
             except ExceptionGroup as errors:
                 raise next((e for e in errors.exceptions if isinstance(e, ConfigError)), errors) from errors
     logger.info("cloudcore stopped")
+
+
+class _LoopErrors:
+    """The loop's exception handler: a peer that breaks off the TLS handshake (a port scan, a node with another CA) is a
+    line, once per host. picows' transport hands over the exception's class there, which asyncio's own cannot print.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: set[str] = set()
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, type):
+            loop.default_exception_handler(context)
+            return
+        host = str((context["transport"].get_extra_info("peername") or ["?"])[0])
+        if host not in self._hosts and len(self._hosts) < MAX_NAMED_HOSTS:
+            self._hosts.add(host)
+            logger.warning("%s from %s: %s; does it trust this cloud's CA?", context["message"], host, error.__name__)
 
 
 async def _serve(hub: CloudHub, config: CloudHubConfig) -> None:

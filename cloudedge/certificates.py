@@ -75,7 +75,14 @@ def mint(directory: Path, *, nodes: Iterable[str], names: Sequence[str]) -> None
     """Everything for a cloud and its nodes on one machine. A CA that is there is kept, to add nodes later.
 
     Writes `ca.crt`, `ca.key`, `server.crt`, `server.key` and `<node>.crt`, `<node>.key`, PEM, keys with mode 0600.
+
+    Raises:
+        ValueError: A node's name is no file name of its own; nothing is written then.
     """
+    nodes = list(nodes)
+    for node in nodes:
+        if node in ("", "ca", "server") or "/" in node:
+            raise ValueError(f"{node!r} cannot be a node here: its files would be others' ({directory})")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (directory / "ca.crt").exists() and (directory / "ca.key").exists():
         ca = load(directory, "ca")

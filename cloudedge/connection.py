@@ -174,7 +174,8 @@ class Connection(WSListener):
             message = decode(payload)
         except MalformedMessage as error:
             self.malformed += 1
-            logger.warning("%s: message dropped: %s", self.peer, error)
+            level = logging.WARNING if self.malformed == 1 else logging.DEBUG
+            logger.log(level, "%s: message dropped (%d so far): %s", self.peer, self.malformed, error)
             return
         if message.route.operation in _CONTROL_OPERATIONS:  # never passed on (channel contract 1.3)
             if message.route.operation != "pong":
@@ -268,15 +269,14 @@ async def serve(
     port: int,
     ssl_context: ssl.SSLContext,
 ) -> asyncio.Server:
-    """Listen for nodes. `accept` looks at the upgrade headers and returns the node's name or raises `Refusal`;
-    `on_open` gets every accepted connection, which has its peer's certificate by then.
+    """Listen for nodes. `accept` looks at the upgrade headers and returns the node's name or raises `Refusal`, which it
+    logs itself; `on_open` gets every accepted connection, which has its peer's certificate by then.
     """
 
     def route(request: WSUpgradeRequest) -> Connection | WSUpgradeResponseWithListener:
         try:
             node = accept(request.headers)
         except Refusal as refusal:
-            logger.warning("upgrade refused: %s", refusal)
             response = WSUpgradeResponse.create_error_response(refusal.status, str(refusal).encode())
             return WSUpgradeResponseWithListener(response, None)
         return Connection(node, on_open)

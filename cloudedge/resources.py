@@ -1,4 +1,4 @@
-"""Resource paths: `<namespace|null>/<type>/<name>` on the wire, `node/<node>/…` before it inside the cloud.
+"""Resource paths as they are on the wire: `<namespace|null>/<type>/<name>`, and what devices report.
 
 Paths are split on `/` and matched element by element. Upstream matches substrings in places, and so loses devices in
 a namespace called `dev` and pods called `membership` (channel contract 8.1 #4, device contract W10).
@@ -18,11 +18,9 @@ __all__ = [
     "TWIN",
     "DeviceReport",
     "ObjectPath",
-    "add_node",
     "device_report",
     "object_path",
     "state_resource",
-    "strip_node",
     "twin_resource",
 ]
 
@@ -83,21 +81,3 @@ def device_report(resource: str) -> DeviceReport | None:
         case ["device", namespace, name, "state", "update"] if namespace and name:
             return DeviceReport(namespace, name, "state")
     return None
-
-
-def add_node(node: str, resource: str) -> str:
-    """What the cloud puts before a resource that came from a node."""
-    return f"node/{node}/{resource}"
-
-
-def strip_node(resource: str) -> tuple[str, str]:
-    """`node/<node>/<rest>` → (node, rest), as before writing to the wire.
-
-    Raises:
-        MalformedMessage: No node in front.
-    """
-    head, _, rest = resource.partition("/")
-    node, _, rest = rest.partition("/")
-    if head != "node" or not node or not rest:
-        raise MalformedMessage(f"{resource!r} does not start with node/<node>/")
-    return node, rest

@@ -35,7 +35,10 @@ def read_options(arguments: list[str]) -> Options:
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as pipe:
         child = subprocess.Popen(  # noqa: S603 - ourselves, no shell
-            [sys.executable, "-m", "edgecore.options", _PIPE, str(writer), *arguments], pass_fds=[writer]
+            # -P: what lies in the working directory is not ours to import, unless we came from there ourselves.
+            [sys.executable, "-P", "-m", "edgecore.options", _PIPE, str(writer), *arguments],
+            pass_fds=[writer],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         os.close(writer)
         settings = pipe.read()

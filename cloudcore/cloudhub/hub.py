@@ -25,6 +25,7 @@ _NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """A Kubernetes object name (RFC 1123 subdomain), as node names are."""
 _CLOUD_SOURCES: Final = frozenset({"cloudhub", "cloudStream", "devicecontroller", "edgecontroller", "synccontroller"})
 """Names of modules of the cloud: a node that claims to be one is not listened to (channel contract 5.5)."""
+_MAX_REFUSALS: Final = 1024
 _MAX_KINDS: Final = 256
 """Kinds of messages counted apart; nodes choose the words, so there is an end to them."""
 
@@ -64,6 +65,8 @@ class CloudHub:
         self._ssl_context = ssl_context
         self._handler = handler
         self._sessions: dict[str, Session] = {}
+        self._refusals: dict[str, str] = {}
+        """By node, why it was refused last, since it was let in last."""
         self._group: asyncio.TaskGroup | None = None
 
     @property
@@ -97,19 +100,26 @@ class CloudHub:
     def _accept(self, headers: Mapping[str, str]) -> str:
         node = headers.get("node_id", "")
         if not _NODE_NAME.fullmatch(node):
-            raise self._refused("no node name", 400, f"header node_id {node[:64]!r} is not a node name")
+            raise self._refused("no node name", 400, node[:64], f"header node_id {node[:64]!r} is not a node name")
         use = headers.get("ConnectionUse", "")
         if use != "msg":
-            raise self._refused(
-                "no message connection", 400, f"node {node}: header ConnectionUse {use[:64]!r}, not 'msg'"
-            )
+            raise self._refused("no message connection", 400, node, f"header ConnectionUse is {use[:64]!r}, not 'msg'")
         if self._is_full(node):
-            raise self._refused("node limit", 503, f"node {node}: the limit of {self._settings.node_limit} is reached")
+            raise self._refused("node limit", 503, node, f"the limit of {self._settings.node_limit} nodes is reached")
         return node
 
-    def _refused(self, what: str, status: int, reason: str) -> Refusal:
+    def _refused(self, what: str, status: int, node: str, reason: str) -> Refusal:
+        self._note_refusal(what, node, reason)
+        return Refusal(status, f"node {node}: {reason}")
+
+    def _note_refusal(self, what: str, node: str, reason: str) -> None:
+        """Count it, and log it on the change: an edge core that is refused tries again every few seconds."""
         self.counts[f"refused: {what}"] += 1
-        return Refusal(status, reason)
+        if self._refusals.get(node) != reason:
+            if len(self._refusals) >= _MAX_REFUSALS:
+                self._refusals.clear()
+            self._refusals[node] = reason
+            logger.warning("node %r refused: %s", node, reason)
 
     def _is_full(self, node: str) -> bool:
         """A node's own session before this one does not count: it will be replaced."""
@@ -126,12 +136,12 @@ class CloudHub:
         node = connection.peer
         owner = tls.node_of(connection.peer_certificate())
         if owner != node:
-            self.counts["refused: certificate"] += 1
-            logger.warning("node %s: refused, the certificate is %s", node, f"node {owner}'s" if owner else "no node's")
+            whose = f"node {owner}'s" if owner else "no node's"
+            self._note_refusal("certificate", node, f"the certificate is {whose}")
             await connection.close(WSCloseCode.POLICY_VIOLATION, f"the certificate is not node {node}'s")
             return
         if self._is_full(node):  # several came at once
-            self.counts["refused: node limit"] += 1
+            self._note_refusal("node limit", node, f"the limit of {self._settings.node_limit} nodes is reached")
             await connection.close(WSCloseCode.TRY_AGAIN_LATER, "the node limit is reached")
             return
         session = Session(
@@ -139,6 +149,7 @@ class CloudHub:
         )
         before = self._sessions.get(node)
         self._sessions[node] = session
+        self._refusals.pop(node, None)
         if before is not None:
             before.end(SessionEnded("a newer connection of the node took over", WSCloseCode.POLICY_VIOLATION))
         logger.info("node %s connected%s", node, ", taking over from an older connection" if before else "")
@@ -148,6 +159,7 @@ class CloudHub:
             reason = await session.run(self._take)
         except Exception:  # one node must not end all others
             logger.exception("node %s: session failed", node)
+            connection.abort()  # or the node would go on talking to nobody
         finally:
             if self._sessions.get(node) is session:
                 del self._sessions[node]

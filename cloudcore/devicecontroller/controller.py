@@ -14,7 +14,7 @@ from cloudcore.devicecontroller.declarations import Declarations
 from cloudcore.devicecontroller.downstream import Downstream
 from cloudcore.devicecontroller.index import DeviceIndex
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES, node_name
-from cloudcore.devicecontroller.known import merge_state, merge_twins
+from cloudcore.devicecontroller.known import Known, lag_s, merge_state, merge_twins
 from cloudcore.devicecontroller.links import GRACE_S, Links, NodeLink
 from cloudcore.devicecontroller.messages import report_ok
 from cloudcore.devicecontroller.reports import read_state_report, read_twin_report
@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 MAX_EARLY: Final = 10_000
 MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
 """Reports kept while the caches fill. The oldest beyond is dropped unconfirmed, so it is sent again."""
+FIRST_WORDS_S: Final = 2.0
+"""How long a node that came back has to say its devices' states, before they are shown as not reported."""
+MAX_LAG_S: Final = 60.0
+"""A value collected so much earlier than the one known is worth a word: most likely a clock is wrong."""
 MAX_NAMED: Final = 1024
 """Refusals that are logged one by one; nodes choose the names."""
 
@@ -98,7 +102,7 @@ class DeviceController:
         self._links.connected(link)
         self._downstream.connected(link)
         for key in self._index.of_node(link.node):
-            self.writer.note(key)
+            self.writer.note(key, delay_s=FIRST_WORDS_S)
 
     def node_disconnected(self, link: NodeLink, /) -> None:
         self._downstream.disconnected(link)
@@ -155,7 +159,14 @@ class DeviceController:
             self._count("property that cannot be read", link, key, "; ".join(wrong))
         declared = self._declarations.get(key)
         properties = declared.properties if declared is not None else ()
-        merge = partial(merge_twins, sides=sides, properties=properties, now_ms=now_ms())
+
+        def merge(known: Known) -> Known:
+            now = now_ms()
+            if (late_s := lag_s(known, sides, now_ms=now)) > MAX_LAG_S:
+                detail = f"by {late_s:.0f} s, and so not taken; is the node's clock right?"
+                self._count("value older than the one known", link, key, detail)
+            return merge_twins(known, sides=sides, properties=properties, now_ms=now)
+
         self.writer.update(key, device, merge, report_id=message.id, link=link)
 
     def _refuse(self, link: NodeLink, message: Message, what: str, key: Key, detail: str = "") -> None:

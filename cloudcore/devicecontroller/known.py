@@ -11,7 +11,7 @@ from msgspec import Struct
 from cloudcore.devicecontroller.reports import Sides, StateReport
 from dmi import Desired, Reported, Twin, supersedes
 
-__all__ = ["Known", "forget_state", "from_status", "merge_state", "merge_twins", "prune"]
+__all__ = ["Known", "forget_state", "from_status", "lag_s", "merge_state", "merge_twins", "prune"]
 
 UNKNOWN = "unknown"
 
@@ -40,6 +40,18 @@ def merge_twins(known: Known, sides: Mapping[str, Sides], properties: Collection
             desired = twin.desired
         twins[name] = Twin(name, reported, desired)
     return known if twins == known.twins else msgspec.structs.replace(known, twins=twins)
+
+
+def lag_s(known: Known, sides: Mapping[str, Sides], *, now_ms: int) -> float:
+    """By how many seconds the oldest of the reported values that come too late, by their time, do so; 0: none does."""
+    lags_ms = [
+        twin.reported.collected_ms - side.reported.collected_ms
+        for name, side in sides.items()
+        if side.reported is not None
+        and (twin := known.twins.get(name)) is not None
+        and not supersedes(side.reported.collected_ms, twin.reported.collected_ms, now_ms=now_ms)
+    ]
+    return max(lags_ms, default=0) / 1000
 
 
 def merge_state(known: Known, report: StateReport) -> Known:

@@ -49,9 +49,6 @@ class Links:
         self._lost_at[link.node] = self._clock()
         return True
 
-    def get(self, node: str) -> NodeLink | None:
-        return self._links.get(node)
-
     def grace_left_s(self, node: str) -> float:
         """How long an absent node still counts as connected; 0 when it is, or when its grace is over."""
         if node in self._links:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cloudcore.devicecontroller.declarations import Declarations
-from cloudcore.devicecontroller.kinds import STATUSES
+from cloudcore.devicecontroller.kinds import STATUSES, node_name
 from cloudcore.devicecontroller.known import Known, forget_state, from_status, prune
 from cloudcore.devicecontroller.links import Links, NodeLink
 from cloudcore.devicecontroller.messages import report_ok
@@ -59,11 +59,13 @@ REFUSED_CAP_S: Final = 30.0
 class _Record:
     """The one place where what is known of a device is kept. Only the writer changes it."""
 
-    __slots__ = ("failures", "known", "lazy_since", "paid_until", "patched_at", "trouble", "uid", "waiting")
+    __slots__ = ("failures", "known", "lazy_since", "node", "paid_until", "patched_at", "trouble", "uid", "waiting")
 
-    def __init__(self, uid: str, known: Known) -> None:
+    def __init__(self, uid: str, node: str, known: Known) -> None:
         self.uid = uid
         self.known = known
+        self.node = node
+        """Whose word the state is."""
         self.waiting: dict[str, NodeLink] = {}
         """Message ids of reports to confirm once what they said is written, and who sent them."""
         self.paid_until = 0.0
@@ -147,6 +149,9 @@ class StatusWriter:
                 self._queue.add(key, delay_s=REFUSED_CAP_S)
             finally:
                 self._queue.done(key)
+            # A key without a difference is done without waiting for anything: thousands of them, after a restart, would
+            # hold up everybody else, and pile up confirmations that nobody gets to send.
+            await asyncio.sleep(0)
 
     async def _write(self, key: Key) -> None:
         """Make one DeviceStatus what it should be, then confirm the reports that are in it."""
@@ -162,6 +167,10 @@ class StatusWriter:
         status = self._statuses.get(key)
         patch = status_patch(status.get("status"), wanted) if status is not None else {}
         if patch and (wait_s := self._ready_at(record, patch) - self._loop.time()) > 0:
+            if _is_lazy(patch):
+                # Nodes send every state again when they connect, so a restart loses nothing; and as long as one state
+                # is not confirmed, the next, which may be `offline`, waits at the node.
+                self._confirm(record)
             self._queue.add(key, delay_s=wait_s)
             return
         confirmed, record.waiting = record.waiting, {}
@@ -190,7 +199,7 @@ class StatusWriter:
 
     def _ready_at(self, record: _Record, patch: Object) -> float:
         """Loop time from which this patch may go out."""
-        if patch["status"].keys() != {"lastOnlineTime"}:
+        if not _is_lazy(patch):
             return self._free_at(record)
         if record.lazy_since is None:
             record.lazy_since = self._loop.time()
@@ -240,20 +249,22 @@ class StatusWriter:
 
     def _record(self, key: Key, device: Object) -> _Record:
         """What is known of the device; at first what its DeviceStatus says."""
-        uid = identity(device)
+        uid, node = identity(device), node_name(device)
         record = self._records.get(key)
         if record is not None and record.uid == uid:
+            if record.node != node:  # it moved: what state it is in is for the new node to say
+                record.node, record.known = node, forget_state(record.known)
             return record
         if record is not None:  # another device had the name
             self._confirm(record)
         status = self._statuses.get(key)
         ours = status is not None and owner_uid(status) in ("", uid)
         known = from_status(status.get("status")) if ours and status is not None else Known()
-        record = self._records[key] = _Record(uid, known)
+        record = self._records[key] = _Record(uid, node, known)
         return record
 
     def _confirm(self, record: _Record) -> None:
-        """The API will never have these reports: their device is gone."""
+        """These reports have done what they can: the API has them, or never will."""
         waiting, record.waiting = record.waiting, {}
         self._answer(waiting)
 
@@ -296,3 +307,8 @@ class StatusWriter:
             record.trouble = trouble
         delay_s = min(REFUSED_CAP_S, 0.05 * 4 ** min(record.failures - 1, 6))
         self._queue.add(key, delay_s=delay_s)
+
+
+def _is_lazy(patch: Object) -> bool:
+    """Whether nothing but a new `lastOnlineTime` is to be written."""
+    return bool(patch["status"].keys() == {"lastOnlineTime"})

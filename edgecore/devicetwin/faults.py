@@ -17,11 +17,6 @@ class FaultClock:
         self._shown = dict(shown)
         self._waiting: dict[DeviceId, tuple[float, Fault]] = {}
 
-    @property
-    def devices(self) -> list[DeviceId]:
-        """Those with a fault, shown or not yet."""
-        return [*self._shown.keys(), *(self._waiting.keys() - self._shown.keys())]
-
     def see(self, device: DeviceId, fault: Fault | None, *, grace_s: float, now: float) -> bool:
         """Note what is wrong with a device at this moment. Whether a change is to be written at once: the end of a
         fault is, and so is one fault in place of another.

@@ -75,10 +75,6 @@ class MapperLink:
     def answering(self) -> bool:
         return self._reachable.is_set() and not self._stalled
 
-    @property
-    def handed(self) -> list[DeviceId]:
-        return list(self._handed)
-
     def wake(self, device: DeviceId) -> None:
         """Compare this device again, now."""
         if timer := self._timers.pop(device, None):

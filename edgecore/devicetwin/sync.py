@@ -146,7 +146,8 @@ class CloudSync:
         waiting = False
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
-            late = self._outbox.expire(loop.time())
+            # What was on its way when the connection went is given up by the next one.
+            late = self._outbox.expire(loop.time()) if self._connected.is_set() else 0
             if late:
                 self._due.set()
                 if not waiting:

@@ -285,9 +285,13 @@ class DeviceTwin:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._faults.next_due()):
                     await self._faults_changed.wait()
+            due: dict[Fault, list[DeviceId]] = {}
             for device, fault in self._faults.take_due(loop.time()).items():
-                logger.warning("device %s is %s: %s", device, fault.state, fault.reason)
+                due.setdefault(fault, []).append(device)
                 self._write_fault(device, fault)
+            for fault, devices in due.items():  # a mapper that is gone is not a line per device
+                which = f"device {devices[0]}" + (f" and {len(devices) - 1} more" if len(devices) > 1 else "")
+                logger.warning("%s: %s: %s", which, fault.state, fault.reason)
 
     def _write_fault(self, device: DeviceId, fault: Fault | None) -> None:
         def job(db: sqlite3.Connection) -> bool:

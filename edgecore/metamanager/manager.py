@@ -16,8 +16,17 @@ from msgspec import Struct
 from cloudedge import ConnectionLost, MalformedMessage, Message, new_message
 from cloudedge.message import OK
 from edgecore.bus import Bus, ObjectChange, ObjectMessage, ObjectsChanged, TwinMessage, Upstream
-from edgecore.metamanager.rules import Incoming, Membership, decide, read_membership, read_object
-from edgecore.store import Database, StoredObject, StoreError, delete_object, get_object, object_keys, put_object
+from edgecore.metamanager.rules import Incoming, Membership, decide, models_in_use, read_membership, read_object
+from edgecore.store import (
+    Database,
+    StoredObject,
+    StoreError,
+    delete_object,
+    get_object,
+    list_objects,
+    object_keys,
+    put_object,
+)
 
 __all__ = ["MetaManager", "acknowledgement"]
 
@@ -117,7 +126,13 @@ def _apply(db: sqlite3.Connection, task: Incoming | Membership) -> list[ObjectCh
         for namespace, name in gone:
             logger.info("device %s/%s is no longer on this node", namespace, name)
             delete_object(db, "device", namespace, name)
-        return [ObjectChange("device", namespace, name, None) for namespace, name in gone]
+        unused = sorted(set(object_keys(db, "devicemodel")) - models_in_use(list_objects(db, "device")))
+        for namespace, name in unused:  # those of devices that are still to come are sent again before them
+            delete_object(db, "devicemodel", namespace, name)
+        return [
+            *(ObjectChange("device", namespace, name, None) for namespace, name in gone),
+            *(ObjectChange("devicemodel", namespace, name, None) for namespace, name in unused),
+        ]
     stored = get_object(db, task.kind, task.namespace, task.name)
     match decide(stored, task):
         case "ignore":

@@ -45,9 +45,10 @@ class Kubernetes(KubeClient):
     async def patch(self, kind: Kind, key: Key, patch: Object) -> Object:
         if self.cut:
             raise Unavailable("cut off by the test")
+        began = time.monotonic()
         answer = await super().patch(kind, key, patch)
         if kind is STATUSES:
-            self.patched.append((time.monotonic(), key, patch))
+            self.patched.append((began, key, patch))
         return answer
 
     async def create(self, kind: Kind, obj: Object) -> Object:

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import yaml
 
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS
-from cloudedge import connect, tls
+from cloudedge import ConnectionRefused, certificates, connect, tls
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.support import Edge, Kubernetes, device, install_crds, model, open_client
 
@@ -72,14 +73,15 @@ async def cloudcore(file: Path) -> AsyncIterator[Process]:
             await process.communicate()
 
 
-async def dial(port: str, certs: Path) -> Edge:
+async def dial(port: str, certs: Path, *, trusting: Path | None = None) -> Edge:
     context = tls.client_context(
-        ca_file=certs / "ca.crt", cert_file=certs / "edge-1.crt", key_file=certs / "edge-1.key"
+        ca_file=trusting or certs / "ca.crt", cert_file=certs / "edge-1.crt", key_file=certs / "edge-1.key"
     )
     return Edge(await connect(f"wss://127.0.0.1:{port}", node="edge-1", ssl_context=context), "edge-1")
 
 
 async def test_serves_and_stops_on_a_signal(tmp_path: Path, api: ApiServer, kube: Kubernetes, certs: Path) -> None:
+    certificates.mint(other := tmp_path / "other", nodes=[], names=[])
     await kube.create(MODELS, model())
     await kube.create(DEVICES, device())
     async with cloudcore(configuration(tmp_path, certs, api.kubeconfig)) as running:
@@ -88,11 +90,16 @@ async def test_serves_and_stops_on_a_signal(tmp_path: Path, api: ApiServer, kube
         receiving = asyncio.create_task(edge.run())
         await edge.answer(await edge.report("thermo-1", {"valve": 5}))
         assert (await kube.status("thermo-1"))["extensions"]["summary"] == "valve=5"
+        for _ in range(2):
+            with pytest.raises(ConnectionRefused):  # an edge that trusts another CA, and so hangs up
+                await dial(port, certs, trusting=other / "ca.crt")
+        await running.until_log("handshake failed from 127.0.0.1")
         assert await running.stop() < 3
         assert running.process.returncode == 0
         await receiving
         assert "Traceback" not in running.log
         assert running.log.count("CloudHub listening") == 1
+        assert running.log.count("handshake failed") == 1
 
 
 async def test_starts_while_the_api_server_is_away(tmp_path: Path, certs: Path) -> None:

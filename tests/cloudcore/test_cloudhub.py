@@ -16,11 +16,23 @@ from tests.cloudcore.support import Cloud, Kubernetes, device, model, running_cl
 CAPTURES = Path(__file__).parents[1] / "data" / "captures" / "upstream-websocket.jsonl"
 
 
-async def test_certificate_of_another_node_is_closed(cloud: Cloud) -> None:
-    connection = await cloud.dial("edge-2", certificate="edge-1")
-    await asyncio.wait_for(connection.wait_closed(), 5)
-    assert cloud.hub.counts == {"refused: certificate": 1}
+async def test_certificate_of_another_node_is_closed_and_named_on_the_change(
+    cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refused(node: str, certificate: str) -> None:
+        connection = await cloud.dial(node, certificate=certificate)
+        await asyncio.wait_for(connection.wait_closed(), 5)
+
+    for _ in range(3):
+        await refused("edge-2", "edge-1")
+    assert cloud.hub.counts == {"refused: certificate": 3}
     assert not cloud.hub.nodes
+    text = "node 'edge-2' refused: the certificate is node edge-1's"
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [text]
+    async with cloud.edge("edge-2"):
+        pass
+    await refused("edge-2", "edge-1")
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [text, text]
 
 
 async def test_certificate_of_no_node_is_closed(cloud: Cloud) -> None:
@@ -63,6 +75,21 @@ async def test_takeover_by_a_second_connection(kube: Kubernetes, cloud: Cloud) -
         assert not old.objects("thermo-1")
         assert cloud.hub.nodes == {"edge-1"}
         await new.answer(await new.report("thermo-1", {"valve": 5}))
+
+
+async def test_a_node_whose_session_cannot_begin_is_not_left_hanging(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: object) -> None:
+        raise RuntimeError("as a bug would")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(cloud.controller, "node_connected", failing)
+        connection = await cloud.dial("edge-1")
+        await asyncio.wait_for(connection.wait_closed(), 5)
+    assert not cloud.hub.nodes
+    async with cloud.edge("edge-1"):
+        assert cloud.hub.nodes == {"edge-1"}
 
 
 async def test_silent_node_is_closed_though_it_sends_other_things(kube: Kubernetes, certs: Path) -> None:

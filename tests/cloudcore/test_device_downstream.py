@@ -200,10 +200,12 @@ async def test_absent_node_makes_states_unknown_until_it_is_back(kube: Kubernete
         status = await kube.until_status("thermo-1", lambda s: s["state"] == "unknown")
         assert status["extensions"]["reason"] == 'node "edge-1" is not connected to CloudHub'
         assert status["extensions"]["summary"] == "valve=5"
+        kube.patched.clear()
         async with cloud.edge() as edge:
             await edge.report_state("thermo-1", "ok")
             status = await kube.until_status("thermo-1", lambda s: s["state"] == "ok")
             assert "reason" not in status["extensions"]
+            assert len(kube.patched) == 1  # not first "not reported yet"
 
 
 async def test_device_changed_while_its_node_was_away(kube: Kubernetes, cloud: Cloud) -> None:

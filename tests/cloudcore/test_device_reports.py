@@ -5,9 +5,12 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cloudcore.devicecontroller import ControllerSettings
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES
 from cloudcore.kube import Key
+from cloudedge import Message
 from cloudedge.message import now_ms
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.support import (
@@ -266,5 +269,69 @@ async def test_a_new_last_online_time_travels_with_the_next_twins(kube: Kubernet
         status = await kube.status("thermo-1")
         assert (status["lastOnlineTime"], reported(status, "valve")) == ("2026-01-02T03:04:15Z", "2")
         alone = await edge.report_state("thermo-1", "online", lastOnlineTime="2026-01-02T03:04:25Z")
-        await edge.answer(alone)
-        assert (await kube.status("thermo-1"))["lastOnlineTime"] == "2026-01-02T03:04:25Z"
+        await edge.answer(alone)  # at once, for the next state must not wait so long
+        assert (await kube.status("thermo-1"))["lastOnlineTime"] == "2026-01-02T03:04:15Z"
+        await kube.until_status("thermo-1", lambda s: s["lastOnlineTime"] == "2026-01-02T03:04:25Z")
+
+
+async def test_a_device_that_moved_is_not_what_its_old_node_said(kube: Kubernetes, cloud: Cloud) -> None:
+    await kube.create(MODELS, model())
+    await kube.create(DEVICES, device())
+    async with cloud.edge("edge-1") as old, cloud.edge("edge-2") as new:
+        await old.report("thermo-1", {"valve": 5})
+        await old.report_state("thermo-1", "online", lastOnlineTime="2026-01-02T03:04:05Z")
+        await kube.until_status("thermo-1", lambda s: s.get("state") == "online")
+        await kube.patch(DEVICES, Key("default", "thermo-1"), {"spec": {"nodeName": "edge-2"}})
+        status = await kube.until_status("thermo-1", lambda s: s["state"] == "unknown")
+        assert status["extensions"] == {"reason": "no state reported yet", "summary": "valve=5"}
+        assert status["lastOnlineTime"] == "2026-01-02T03:04:05Z"
+        await new.report_state("thermo-1", "online")
+        await kube.until_status("thermo-1", lambda s: s["state"] == "online")
+
+
+async def test_a_node_whose_clock_is_wrong_is_named_once(
+    kube: Kubernetes, cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    await kube.create(MODELS, model())
+    await kube.create(DEVICES, device())
+    async with cloud.edge() as edge:
+        await edge.answer(await edge.report("thermo-1", {"valve": 1}))
+        for number in range(2):
+            late = entry(str(number), at_ms=now_ms() - 3_600_000)
+            await edge.answer(await edge.report("thermo-1", {"valve": late}))
+    assert reported(await kube.status("thermo-1"), "valve") == "1"
+    assert cloud.controller.counts == {"refused: value older than the one known": 2}
+    assert sum("is the node's clock right?" in r.message and "3600 s" in r.message for r in caplog.records) == 1
+
+
+async def test_statuses_without_a_difference_let_others_work(kube: Kubernetes, cloud: Cloud) -> None:
+    """After a restart of the cloud thousands of reports say what the API has already."""
+    await kube.create(MODELS, model())
+    names = [f"thermo-{number}" for number in range(50)]
+    for name in names:
+        await kube.create(DEVICES, device(name))
+    await until(lambda: len(kube.created) == len(names))
+    await until(lambda: all(cloud.controller.statuses.get(Key("default", name)) for name in names))
+    await until(lambda: not len(cloud.controller.writer._queue))
+    answered: list[str] = []
+    most_at_once = 0
+
+    class Link:
+        node = "edge-1"
+
+        def post(self, message: Message, /) -> None:
+            answered.append(message.header.parent_msg_id)
+
+        def put_object(self, message: Message, /) -> None:
+            raise AssertionError(message)
+
+    for name in names:
+        key = Key("default", name)
+        declared = cloud.controller.devices.get(key)
+        assert declared is not None
+        cloud.controller.writer.update(key, declared, lambda known: known, report_id=name, link=Link())
+    while len(answered) < len(names):
+        before = len(answered)
+        await asyncio.sleep(0)
+        most_at_once = max(most_at_once, len(answered) - before)
+    assert most_at_once <= 32  # one a worker

@@ -180,3 +180,12 @@ def test_minting_again_keeps_the_ca_and_keys_are_private(tmp_path: Path) -> None
     for key in tmp_path.glob("*.key"):
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert load(tmp_path, "edge-2").certificate.issuer == load(tmp_path, "ca").certificate.subject
+
+
+@pytest.mark.parametrize("node", ("ca", "server", "", "../edge-1"))
+def test_a_node_does_not_take_the_files_of_others(tmp_path: Path, node: str) -> None:
+    mint(tmp_path / "certs", nodes=[], names=[])
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    with pytest.raises(ValueError, match="cannot be a node here"):
+        mint(tmp_path / "certs", nodes=["edge-2", node], names=[])
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before

@@ -13,11 +13,9 @@ from cloudedge import MalformedMessage, Message, decode, encode, new_message, re
 from cloudedge.resources import (
     DeviceReport,
     ObjectPath,
-    add_node,
     device_report,
     object_path,
     state_resource,
-    strip_node,
     twin_resource,
 )
 
@@ -139,10 +137,3 @@ def test_device_reports_are_told_apart_by_element_not_by_substring() -> None:
         "device/a/b/twin",
     ):
         assert device_report(resource) is None
-
-
-def test_the_nodes_prefix_comes_and_goes() -> None:
-    assert strip_node(add_node("edge-1", "default/device/d")) == ("edge-1", "default/device/d")
-    for resource in ("default/device/d", "node/edge-1", "node//x"):
-        with pytest.raises(MalformedMessage):
-            strip_node(resource)

@@ -1,6 +1,7 @@
 """`edgecore.yaml` and the command line."""
 
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -95,6 +96,22 @@ def test_a_file_that_cannot_work_ends_the_command_with_a_sentence(tmp_path: Path
     assert result.stderr.startswith("Error: ")
     assert "modules.edgeHub.heartbeat" in result.stderr
     assert edgecore("--no-such-option").returncode == 2
+
+
+def test_what_lies_in_the_working_directory_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('not ours')")
+    program = "import sys; sys.argv[1:] = ['--minconfig']; from edgecore.__main__ import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "edgeHub" in result.stdout
 
 
 def test_a_directory_or_a_socket_name() -> None:

@@ -1,15 +1,22 @@
 """What survives: cuts, restarts and kills of every peer, in the order they hurt."""
 
 import asyncio
+import contextlib
 import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cloudedge.message import now_ms
-from dmi import DeviceId, PeerUnavailable
+from dmi import DeviceId, NodeName, PeerUnavailable
+from edgecore.bus import Bus
+from edgecore.config import EdgeCoreConfig
+from edgecore.devicetwin import sync as sync_module
 from edgecore.devicetwin import twin as twin_module
+from edgecore.devicetwin.outbox import InFlight, Key
+from edgecore.store import open_database
 from tests.edgecore.conftest import Edge, EdgeProcess
 from tests.edgecore.peers import NODE, FakeCloud, FakeMapper, desired_twin, device_object, model_object
 
@@ -143,13 +150,25 @@ async def test_a_device_is_handed_over_in_order_and_ends_with_the_newest(boiler:
 
 
 async def test_no_mapper_is_shown_and_over_when_one_registers(
-    edge: Edge, cloud: FakeCloud, mapper: FakeMapper, monkeypatch: pytest.MonkeyPatch
+    edge: Edge,
+    cloud: FakeCloud,
+    mapper: FakeMapper,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(twin_module, "NO_MAPPER_GRACE_S", 0.2)
     await cloud.put(model_object())
     await cloud.put(device_object())
+    await cloud.put(device_object("boiler-2"))
+    await edge.stop()
+    monkeypatch.setattr(twin_module, "NO_MAPPER_GRACE_S", 0.2)
+    await edge.start()
     state = await cloud.until_state(BOILER, "unknown")
-    assert state["reason"] == f"no mapper for protocol 'modbus' is registered on node {NODE}"
+    reason = f"no mapper for protocol 'modbus' is registered on node {NODE}"
+    assert state["reason"] == reason
+    await cloud.until_state("default/boiler-2", "unknown")
+    assert [r.getMessage() for r in caplog.records if reason in r.message] == [
+        f"device {BOILER} and 1 more: unknown: {reason}"
+    ]
     async with mapper.running():
         await mapper.client.report_state(DeviceId(BOILER), "online")
         state = await cloud.until_state(BOILER, "online")
@@ -274,3 +293,34 @@ async def test_a_mapper_reports_on_after_edge_core_was_away(edge: Edge, boiler: 
             except PeerUnavailable:
                 await asyncio.sleep(0.05)
     await cloud.until_value(BOILER, "temperature", "2")
+
+
+async def test_models_that_nobody_uses_any_more_go(
+    config: EdgeCoreConfig, edge: Edge, boiler: FakeMapper, cloud: FakeCloud
+) -> None:
+    await cloud.put(model_object("pump"))
+    await cloud.put(device_object("pump-1", model="pump"))
+    await boiler.until_device("pump-1")
+    await cloud.stop()
+    for name in ("Device/default/pump-1", "DeviceModel/default/pump"):
+        del cloud.objects[name]
+    await cloud.start()
+    await boiler.until(lambda: list(boiler.devices) == [BOILER])
+    await edge.stop()
+    with contextlib.closing(sqlite3.connect(config.database.data_source)) as db:
+        kept = db.execute("SELECT name FROM object WHERE kind = 'devicemodel'").fetchall()
+    assert kept == [("boiler",)]
+
+
+async def test_without_a_connection_nobody_is_blamed_for_missing_confirmations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sync_module, "_EXPIRE_EVERY_S", 0.001)
+    async with open_database(tmp_path / "edgecore.db") as database:
+        sync = sync_module.CloudSync(database, Bus(), node=NodeName(NODE))
+        long_ago = asyncio.get_running_loop().time() - 1000
+        sync._outbox.sent(InFlight(Key(DeviceId(BOILER), "twins"), "m1", {"temperature": 1}, sent_at=long_ago))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await sync.run()
+    assert not caplog.records

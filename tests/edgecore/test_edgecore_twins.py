@@ -51,6 +51,22 @@ def test_a_later_word_on_the_same_reading_wins() -> None:
     assert (stale.version, stale.twin.reported.quality) == (2, "stale")
 
 
+def test_a_report_that_something_cannot_be_read_keeps_the_last_value() -> None:
+    first = merge_one(None, reported("1", NOW))
+    unread = Twin("p", reported=Reported(quality="bad", reason="no reply"))  # as from a mapper that never read it
+    bad = merge_one(first, unread, NOW + 5000)
+    assert bad.twin.reported == Reported("1", "float", NOW, "bad", "no reply")
+    assert (bad.version, bad.dirty) == (2, True)
+    assert merge_one(bad, unread, NOW + 9000) is bad
+    again = merge_one(bad, reported("2", NOW + 10_000))
+    assert again.twin.reported == Reported("2", "float", NOW + 10_000)
+
+
+def test_what_was_never_read_is_bad_from_its_arrival() -> None:
+    row = merge_one(None, Twin("p", reported=Reported(quality="bad", reason="no reply")))
+    assert row.twin.reported == Reported("", "float", NOW, "bad", "no reply")
+
+
 def test_a_clock_set_back_does_not_stop_the_twin() -> None:
     ahead = merge_one(None, reported("1", NOW + 3_600_000))
     assert merge_one(ahead, reported("2", NOW)).twin.reported.value == "2"
