@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -25,7 +25,7 @@ from kubetwin.demo.plan import NODE, PROCESSES, Plan, make_plan
 from kubetwin.demo.processes import Processes, ProcessFailed
 from kubetwin.demo.screen import Picture, make_screen
 from kubetwin.kubectl import kubectl_path
-from kubetwin.rows import DeviceRow, TwinRow, device_rows, twin_rows
+from kubetwin.rows import device_rows, twin_rows
 
 __all__ = ["run"]
 
@@ -41,7 +41,7 @@ def run(directory: Path | None, seconds: float | None) -> int:
         plan = make_plan(directory)
         with _only_one(plan.directory):
             asyncio.run(_run(plan, seconds))
-    except (ConfigError, ProcessFailed, subprocess.CalledProcessError) as error:
+    except (ConfigError, ProcessFailed, OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None)
         click.echo(f"demo: {error}" + (f"\n{output}" if output else ""), err=True)
         return 1
@@ -75,6 +75,7 @@ async def _run(plan: Plan, seconds: float | None) -> None:
 
 async def _start(plan: Plan, processes: Processes, stop: asyncio.Event) -> ApiReader | None:
     """Bring everything up; None when the user stopped it meanwhile. Only the API must be there before the manifests."""
+    await processes.stop()  # what somebody restarted outlives a demo that was killed
     plan.write()
     mint(plan.certificates, nodes=[NODE], names=["127.0.0.1", "localhost"])
     plan.kubeconfig.unlink(missing_ok=True)
@@ -116,8 +117,7 @@ async def _watch(
 ) -> None:
     deadline = None if seconds is None else time.monotonic() + seconds
     known: dict[str, int] = processes.pids()
-    twins: list[TwinRow] = []
-    devices: list[DeviceRow] = []
+    objects: list[list[dict[str, Any]]] = [[], [], []]
     with make_screen(plan, sys.stdout) as screen:
         while not stop.is_set() and (deadline is None or time.monotonic() < deadline):
             problem = ""
@@ -125,8 +125,6 @@ async def _watch(
                 objects = await asyncio.to_thread(
                     lambda: [reader.list(plural) for plural in ("devices", "devicemodels", "devicestatuses")]
                 )
-                twins = twin_rows(*objects, now_ms=time.time_ns() // 1_000_000)
-                devices = device_rows(objects[2])
             except ApiUnavailable as error:
                 problem = f"the API does not answer: {error}"
             pids = processes.pids()
@@ -135,8 +133,8 @@ async def _watch(
                 plan.write_summary(pids)
             screen.show(
                 Picture(
-                    twins=twins,
-                    devices=devices,
+                    twins=twin_rows(*objects, now_ms=time.time_ns() // 1_000_000),  # old values grow older
+                    devices=device_rows(objects[2]),
                     pids=pids,
                     endings={name: processes.ending(name) for name in PROCESSES if name not in pids},
                     connected=count_established(plan.hub_port) > 0,

@@ -51,7 +51,8 @@ class Plan(Struct, frozen=True):
         match name:
             case "apiserver":
                 data, kubeconfig = str(d / "apiserver"), str(self.kubeconfig)
-                return [python, "-m", "kubetwin", "apiserver", "--data", data, "--kubeconfig", kubeconfig]
+                # --data comes last: a kubectl may well be running that ends in --kubeconfig and our file.
+                return [python, "-m", "kubetwin", "apiserver", "--kubeconfig", kubeconfig, "--data", data]
             case "cloudcore" | "edgecore":
                 return [python, "-m", name, "--config", str(d / f"{name}.yaml")]
             case "mapper-modbus":

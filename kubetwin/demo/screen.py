@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -22,7 +23,7 @@ from kubetwin.demo.plan import NODE, Plan
 from kubetwin.kubectl import kubectl_path
 from kubetwin.rows import DeviceRow, TwinRow, age_text
 
-__all__ = ["Picture", "Screen", "make_screen", "suggestions"]
+__all__ = ["Picture", "Screen", "make_screen", "suggestions", "wrap_command"]
 
 _COLOURS = {"good": "green", "stale": "yellow", "bad": "red", "applied": "green", "pending": "yellow", "failed": "red"}
 
@@ -68,6 +69,19 @@ def suggestions(plan: Plan) -> list[str]:
     return lines
 
 
+def wrap_command(command: str, width: int) -> list[str]:
+    """Break a command over lines so that the shell, too, sees one command when they are copied from the screen.
+    A word that is too long for a line stays whole.
+    """
+    lines = [" "]
+    for word in re.findall(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""", command):
+        if len(lines[-1]) + len(word) + 3 > width and lines[-1].strip():
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return lines
+
+
 class _Table:
     def __init__(self, plan: Plan, live: Live) -> None:
         self._plan = plan
@@ -75,19 +89,26 @@ class _Table:
 
     def show(self, picture: Picture) -> None:
         parts: list[RenderableType] = [_path_line(picture), Text()]
-        parts.append(_twin_table(picture.twins) if picture.twins else Text("waiting for the first values …", "yellow"))
+        reasons = {d.device: d.reason for d in picture.devices}
+        parts.append(
+            _twin_table(picture.twins, reasons) if picture.twins else Text("waiting for the first values …", "yellow")
+        )
         parts += [Text(f"{d.device} is {d.state}: {d.reason}", "yellow") for d in picture.devices if d.reason]
         if picture.problem:
             parts.append(Text(picture.problem, "red"))
         for name, ending in picture.endings.items():
-            restart = shlex.join(self._plan.command(name))
-            parts.append(Text(f"{name} ended ({ending or 'not started'}). Start it again: {restart} &", "red"))
+            parts.append(Text(f"{name} ended ({ending or 'not started'}). Start it again:", "red"))
+            parts += self._pasteable(shlex.join(self._plan.command(name)) + " &", "red")
         parts += [Text(), Text("In another terminal:", "bold")]
-        parts += [Text(f"  {line}", "cyan", overflow="fold") for line in suggestions(self._plan)]
+        for line in suggestions(self._plan):
+            parts += self._pasteable(line, "cyan")
         parts.append(
             Text(f"Modbus device at {self._plan.modbus} · files in {self._plan.directory} · Ctrl-C ends it", "dim")
         )
         self._live.update(Group(*parts), refresh=True)
+
+    def _pasteable(self, command: str, style: str) -> list[Text]:
+        return [Text(line, style, overflow="fold") for line in wrap_command(command, self._live.console.width)]
 
 
 class _Lines:
@@ -122,9 +143,9 @@ def _path_line(picture: Picture) -> Text:
     """The path of a value with the health of every hop."""
     text = Text("kubetwin demo   ", "bold")
     hops = ("simulator", "mapper-modbus", "edgecore", "cloudcore", "apiserver")
-    for index, name in enumerate(hops):
-        if index:
-            linked = name != "cloudcore" or picture.connected
+    for before, name in zip(("", *hops), hops, strict=False):
+        if before:
+            linked = {before, name} <= picture.pids.keys() and (name != "cloudcore" or picture.connected)
             text.append(" ── " if linked else " ╳╳ ", "green" if linked else "red")
         text.append(f"● {name}", "green" if name in picture.pids else "red")
     state = "connected" if picture.connected else "not connected"
@@ -132,7 +153,8 @@ def _path_line(picture: Picture) -> Text:
     return text
 
 
-def _twin_table(rows: list[TwinRow]) -> Table:
+def _twin_table(rows: list[TwinRow], device_reasons: dict[str, str]) -> Table:
+    """`device_reasons` are shown below the table, once, and not again on each of their lines."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, justify in (
         ("DEVICE", "left"), ("PROPERTY", "left"), ("VALUE", "right"), ("UNIT", "left"),
@@ -150,7 +172,7 @@ def _twin_table(rows: list[TwinRow]) -> Table:
             Text(row.write, _COLOURS.get(row.write, "")),
             age_text(row.age_s),
             Text(row.quality, _COLOURS.get(row.quality, "")),
-            Text(row.reason, "dim"),
+            Text(row.reason if row.reason != device_reasons.get(row.device) else "", "dim"),
         )
         previous = row.device
     return table
