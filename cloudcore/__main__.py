@@ -53,8 +53,13 @@ def _run(file: Path) -> int:
         config, unknown = load_config(file)
         if unknown:
             logger.warning("%s: keys not known here are left out: %s", file, ", ".join(unknown))
-        from cloudcore.app import run  # the rest is imported only to run: --minconfig answers at once
-        from cloudcore.kube import KubeConfigError
+        try:
+            from cloudcore.app import run  # the rest is imported only to run: --minconfig answers at once
+            from cloudcore.kube import KubeConfigError
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").startswith(("cloudcore", "cloudedge", "dmi")):
+                raise
+            raise ConfigError("", f"{missing.name} is not installed: pip install 'kubetwin[cloud]'") from missing
 
         gc.freeze()  # what is imported lives as long as the process
         try:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 
-from edgecore.app import run
-from edgecore.logs import set_up_logs
-from edgecore.options import read_options
+try:
+    from edgecore.app import run
+    from edgecore.logs import set_up_logs
+    from edgecore.options import read_options
+except ModuleNotFoundError as missing:
+    if (missing.name or "").startswith(("edgecore", "dmi", "cloudedge")):
+        raise
+    sys.exit(f"edgecore: {missing.name} is not installed: pip install 'kubetwin[edge]'")
 
 
 def main() -> None:

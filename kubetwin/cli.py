@@ -28,10 +28,11 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except ConfigError as error:
             raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            raise  # whoever reads our output has enough
         except OSError as error:
-            if error.filename is None:  # not about a file: a closed pipe, a bug
-                raise
-            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
+            where = f"{error.filename}: " if error.filename is not None else ""
+            raise click.ClickException(where + (error.strerror or str(error))) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,7 +104,10 @@ def crds() -> None:
 )  # fmt: skip
 def certs(directory: Path, nodes: tuple[str, ...], hosts: tuple[str, ...]) -> None:
     """Mint the channel's certificates: a CA, the cloud's, and one per node."""
-    _needs("cloudedge.certificates", "cloud").mint(directory, nodes=nodes, names=hosts)
+    try:
+        _needs("cloudedge.certificates", "cloud").mint(directory, nodes=nodes, names=hosts)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     click.echo("\n".join(sorted(str(p) for p in directory.glob("*.crt"))))
 
 

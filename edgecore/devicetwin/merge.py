@@ -49,7 +49,7 @@ def merge_twins(
         twin = before.twin if before else Twin(property_name=name)
         after = Twin(
             property_name=name,
-            reported=_merge_reported(twin.reported, report, types.get(name, ""), now_ms, first=before is None),
+            reported=_merge_reported(twin.reported, report, types.get(name, ""), now_ms),
             desired=_merge_desired(twin.desired, report.desired, types.get(name, ""), now_ms),
         )
         if before is None:
@@ -59,9 +59,9 @@ def merge_twins(
     return list(rows.values())
 
 
-def _merge_reported(old: Reported, report: Twin, type_: str, now_ms: int, *, first: bool) -> Reported:
+def _merge_reported(old: Reported, report: Twin, type_: str, now_ms: int) -> Reported:
     new = report.reported
-    if new == _NOTHING_REPORTED and report.desired != _NOTHING_DESIRED and not first:
+    if new == _NOTHING_REPORTED and report.desired != _NOTHING_DESIRED:
         return old  # the report is about the desired side only
     if new.quality != "good" and not new.value and not new.collected_ms:
         # A mapper that could not read it since it started: the last value stays, and is not as good any more.

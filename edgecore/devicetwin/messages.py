@@ -69,9 +69,9 @@ def _twin(row: TwinRow) -> dict[str, Any]:
     reported, desired = row.twin.reported, row.twin.desired
     version = {"cloud": 0, "edge": row.version}
     return {
-        # As upstream, the side is absent while there never was a desired value.
+        # As upstream, a side is absent while it never had a value.
         **({"expected": _expected(desired)} if desired.updated_ms else {}),
-        "actual": _actual(reported),
+        **({"actual": _actual(reported)} if reported.collected_ms else {}),
         "optional": True,
         "metadata": {"type": reported.type or desired.type or "string"},
         "expected_version": version,

@@ -107,8 +107,7 @@ class EdgeHub:
             self._connection = None
             if beat is not None:
                 beat.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await beat
+                await asyncio.wait([beat])  # awaiting it would take a cancellation of ours for its own
             await self._publish(CloudLost())
             await connection.close()
 

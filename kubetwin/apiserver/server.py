@@ -162,8 +162,7 @@ async def _create_namespaces(store: Store, registry: Registry, objects: Objects)
 
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])  # awaiting it would take a cancellation of ours for its own
 
 
 async def serve(

@@ -48,7 +48,7 @@ class Write:
     epoch: int
 
 
-class StorageError(Exception):
+class StorageError(OSError):
     """The data directory cannot be used or written; the text says which file and why."""
 
 

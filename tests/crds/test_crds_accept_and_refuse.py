@@ -239,7 +239,7 @@ def test_kinds_are_those_of_upstream_plus_columns() -> None:
         for kind in DEVICE_KINDS
     }
     assert columns == {
-        "DeviceModel": [("PROTOCOL", 0), ("PROPERTIES", 1), ("AGE", 0)],
+        "DeviceModel": [("PROTOCOL", 0), ("AGE", 0)],
         "Device": [("MODEL", 0), ("NODE", 0), ("PROTOCOL", 0), ("AGE", 0)],
         "DeviceStatus": [("STATE", 0), ("TWINS", 0), ("LAST-ONLINE", 0), ("AGE", 0), ("REASON", 1)],
     }

@@ -93,6 +93,22 @@ async def test_a_cut_is_noticed_at_once_and_repaired_within_seconds(settings: Ed
         assert cloud.connected == 2
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_stop_that_meets_a_cut_is_still_a_stop(settings: EdgeHubConfig, cloud: FakeCloud, turns: int) -> None:
+    """Whatever the hub is doing about the cut, a cancellation must not be taken for that of its keepalive."""
+    async with Events(settings) as events, asyncio.timeout(10):
+        await events.connected.get()
+        connection = events.hub._connection
+        assert connection is not None
+        connection.abort()
+        await connection.wait_closed()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        events._task.cancel()
+        done, _ = await asyncio.wait([events._task], timeout=5)
+        assert done
+
+
 async def test_a_cloud_that_falls_silent_is_given_up(settings: EdgeHubConfig, cloud: FakeCloud) -> None:
     """The socket stays open and takes what is written, but nobody answers."""
     impatient = msgspec.structs.replace(

@@ -86,6 +86,14 @@ def test_a_cleared_wish_is_a_change() -> None:
     assert cleared.twin.desired == Desired("", "float", NOW + 1)
 
 
+def test_a_first_report_about_the_desired_side_alone_does_not_outdate_the_first_value() -> None:
+    """The value was collected before the desired side's report arrived, and reported after it."""
+    wanted = Twin("p", desired=Desired(value="60", type="float", updated_ms=NOW, write="pending"))
+    row = merge_one(None, wanted, now_ms=NOW + 5)
+    assert row.twin.reported == Reported()
+    assert merge_one(row, reported("60", NOW + 3), now_ms=NOW + 6).twin.reported.value == "60"
+
+
 def test_a_report_about_the_desired_side_alone_leaves_the_value() -> None:
     row = merge_one(None, reported("1"))
     after = merge_one(row, Twin("p", desired=Desired("5", "float", NOW, "failed", "refused")))

@@ -46,7 +46,11 @@ class Simulator:
     async def __aenter__(self) -> Self:
         devices = [_device(unit, image) for unit, image in self._units.items()]
         self._server = ModbusTcpServer(devices, address=(self.host, self.port))
-        await self._server.serve_forever(background=True)
+        try:
+            await self._server.serve_forever(background=True)
+        except RuntimeError as error:  # what pymodbus makes of a port that is taken
+            self._server = None
+            raise OSError(f"cannot listen on {self.host}:{self.port}: {error}") from error
         self.port = cast("asyncio.Server", self._server.transport).sockets[0].getsockname()[1]
         if self._boiler is not None:
             self._moving = asyncio.create_task(self._move(self._boiler), name="boiler")
