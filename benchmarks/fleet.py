@@ -91,6 +91,8 @@ class PatchCounter:
         self._process.terminate()
         self._process.wait(10)
         self._reader.join(10)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _read(self, listed: int) -> None:
         for number, line in enumerate(self._process.stdout or (), start=1):
