@@ -29,13 +29,7 @@ def run(seconds: float) -> None:
         with PatchCounter(demo) as patches:
             cpu = {name: cpu_seconds(demo.pid(name)) for name in PROCESSES}
             start = time.monotonic()
-            rounds = 0
-            while (now := time.monotonic()) < start + seconds:
-                rounds += 1
-                for unit in range(1, UNITS + 1):
-                    fleet.write(unit, [(rounds * 7 + unit + i) % 65536 for i in range(REGISTERS)])
-                written = time.monotonic()
-                time.sleep(max(0.0, 1.0 - (written - now)))
+            written = fleet.change_every_second(seconds)
             elapsed = time.monotonic() - start
             for name in PROCESSES:
                 used = cpu_seconds(demo.pid(name)) - cpu[name]

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,19 @@ class Fleet:
         answer = self._client.write_registers(0, values, device_id=unit)
         if answer.isError():
             raise RuntimeError(f"unit {unit}: {answer}")
+
+    def change_every_second(self, seconds: float) -> float:
+        """Change every register of every unit once a second; returns when the last was written, in monotonic time."""
+        start = time.monotonic()
+        round_, written = 0, start
+        while written < start + seconds:
+            round_ += 1
+            began = time.monotonic()
+            for unit in self.wanted:
+                self.write(unit, [(round_ * 7 + unit + i) % 65536 for i in range(self.registers)])
+            written = time.monotonic()
+            time.sleep(max(0.0, 1.0 - (written - began)))
+        return written
 
     def name(self, unit: int) -> str:
         return f"fleet-{unit}"

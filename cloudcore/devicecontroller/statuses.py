@@ -48,8 +48,8 @@ for good after any delay, because nothing would ever be faster than the reports.
 """
 PATCH_GAP: Final = 0.75
 """The least between two PATCHes of a device, in intervals."""
-LAZY_S: Final = 5.0
-"""How long a new `lastOnlineTime` alone waits for something else to travel with; it says little that twins do not."""
+LAZY: Final = 5.0
+"""How long a new `lastOnlineTime` alone waits for something to travel with, in intervals: twins say more."""
 MAX_WAITING: Final = 32
 """Reports of one device that wait for their confirmation. The oldest beyond is not confirmed, so it is sent again."""
 BACKOFF_CAP_S: Final = 2.0
@@ -203,7 +203,7 @@ class StatusWriter:
             return self._free_at(record)
         if record.lazy_since is None:
             record.lazy_since = self._loop.time()
-        return max(self._free_at(record), record.lazy_since + LAZY_S * self._interval_s)
+        return max(self._free_at(record), record.lazy_since + LAZY * self._interval_s)
 
     def _wanted(self, key: Key, record: _Record) -> Object | None:
         declared = self._declarations.get(key)

@@ -14,7 +14,7 @@ from dmi.client import MapperInfo, Registration
 from edgecore.devicetwin.catalog import Catalog, Entry
 from edgecore.devicetwin.merge import merge_state, merge_twins, read_state
 from edgecore.devicetwin.sync import CloudSync
-from edgecore.store import Database, StoreError, get_state, get_twins, put_state, put_twins
+from edgecore.store import Database, StoreError, get_twins, put_twins, update_state
 
 __all__ = ["MAX_VALUE_BYTES", "Intake"]
 
@@ -84,12 +84,9 @@ class Intake:
             self._seen_online_ms[device] = now
 
         def job(db: sqlite3.Connection) -> bool:
-            before = get_state(db, device)
-            row = merge_state(before, said, reason, seen_online_ms=seen_online, now_ms=now)
-            if row is None:
-                return False
-            put_state(db, device, row)
-            return before is None or row.version != before.version
+            return update_state(
+                db, device, lambda row: merge_state(row, said, reason, seen_online_ms=seen_online, now_ms=now)
+            )
 
         def then(changed: bool) -> None:
             if changed:

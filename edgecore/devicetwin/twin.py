@@ -28,13 +28,12 @@ from edgecore.store import (
     delete_orphans,
     faulty_devices,
     get_object,
-    get_state,
     handed_digests,
     keep_properties,
     list_objects,
-    put_state,
     registered_mappers,
     replace_mapper,
+    update_state,
 )
 
 __all__ = ["DeviceTwin"]
@@ -295,12 +294,7 @@ class DeviceTwin:
 
     def _write_fault(self, device: DeviceId, fault: Fault | None) -> None:
         def job(db: sqlite3.Connection) -> bool:
-            before = get_state(db, device)
-            row = set_fault(before, fault)
-            if row is None:
-                return False
-            put_state(db, device, row)
-            return before is None or row.version != before.version
+            return update_state(db, device, lambda row: set_fault(row, fault))
 
         def then(changed: bool) -> None:
             if changed:

@@ -26,6 +26,7 @@ from edgecore.store.states import (
     get_state,
     put_state,
     stated_devices,
+    update_state,
 )
 from edgecore.store.twins import (
     TwinRow,
@@ -67,4 +68,5 @@ __all__ = [
     "registered_mappers",
     "replace_mapper",
     "stated_devices",
+    "update_state",
 ]

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from msgspec import Struct
 
 from dmi import DeviceId
 
-__all__ = ["StateRow", "acknowledge_state", "faulty_devices", "get_state", "put_state", "stated_devices"]
+__all__ = [
+    "StateRow",
+    "acknowledge_state",
+    "faulty_devices",
+    "get_state",
+    "put_state",
+    "stated_devices",
+    "update_state",
+]
 
 
 class StateRow(Struct, frozen=True):
@@ -38,6 +47,18 @@ def put_state(db: sqlite3.Connection, device: DeviceId, row: StateRow) -> None:
         f"INSERT OR REPLACE INTO device_state (device, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
         (device, *_values(row)),
     )
+
+
+def update_state(
+    db: sqlite3.Connection, device: DeviceId, change: Callable[[StateRow | None], StateRow | None]
+) -> bool:
+    """Store what `change` makes of a row, None meaning no change; returns whether the cloud is to be told."""
+    before = get_state(db, device)
+    row = change(before)
+    if row is None:
+        return False
+    put_state(db, device, row)
+    return before is None or row.version != before.version
 
 
 def acknowledge_state(db: sqlite3.Connection, device: DeviceId, version: int) -> None:
