@@ -5,47 +5,26 @@ Each holds one channel for the life of its peer and reconnects by itself. Every 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from grpc import ChannelConnectivity
-from msgspec import Struct
 
 from dmi._pb import api_pb2 as pb
 from dmi._pb.api_pb2_grpc import DeviceManagerServiceStub, DeviceMapperServiceStub
 from dmi.errors import ConfigError
-from dmi.rpc import REASON_KEY, open_channel, rpc_errors
+from dmi.ports import EdgeCorePort, MapperHandlers, MapperInfo, Registration
+from dmi.report import encode_report
+from dmi.rpc import CALL_TIMEOUT_S, REASON_KEY, open_channel, rpc_errors
+from dmi.server import serve_mapper
 from dmi.twins import Twin
 from dmi.types import Device, DeviceId, DeviceModel, DeviceState, ModelId, split_id
-from dmi.wire import device_from_pb, device_to_pb, model_from_pb, model_to_pb, twin_to_pb
+from dmi.wire import device_from_pb, device_to_pb, model_from_pb, model_to_pb
 
-__all__ = ["EdgeCoreClient", "MapperClient", "MapperInfo", "Registration"]
-
-CALL_TIMEOUT_S: Final = 10.0
-"""Upstream's edge core gives a mapper 10 s from dialling (DMI contract 1.3)."""
-
-
-class MapperInfo(Struct, frozen=True):
-    """How a mapper introduces itself."""
-
-    name: str
-    protocol: str
-    address: str
-    """Absolute path of the mapper's own socket, no scheme."""
-    version: str = ""
-    api_version: str = "v1.0.0"
-    state: str = "ok"
-
-
-class Registration(Struct, frozen=True):
-    """What a mapper is to run: the full set, models once each, their defaults merged into the devices."""
-
-    devices: tuple[Device, ...]
-    models: tuple[DeviceModel, ...]
-    refused: tuple[str, ...] = ()
-    """Why an entry of the answer could not be read; the rest stands."""
+__all__ = ["EdgeCoreClient", "MapperClient", "MapperInfo", "Registration", "Sockets"]
 
 
 class _Client:
@@ -85,8 +64,12 @@ class EdgeCoreClient(_Client):
     def __init__(self, socket_path: str | Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         super().__init__(socket_path, peer="edge core", timeout_s=timeout_s)
         self._stub = DeviceManagerServiceStub(self._channel)
+        self._report_status = self._channel.unary_unary(
+            "/v1beta1.DeviceManagerService/ReportDeviceStatus",
+            response_deserializer=pb.ReportDeviceStatusResponse.FromString,
+        )
 
-    async def register(self, mapper: MapperInfo) -> Registration:
+    async def register(self, mapper: MapperInfo, /) -> Registration:
         """Announce the mapper, which must be serving already, and fetch the full set of what it is to run."""
         request = pb.MapperRegisterRequest(
             withData=True,
@@ -103,24 +86,32 @@ class EdgeCoreClient(_Client):
             answer = await self._stub.MapperRegister(request, timeout=self._timeout_s)
         return _read_registration(answer)
 
-    async def report_twins(self, device: DeviceId, twins: Iterable[Twin]) -> None:
+    async def report_twins(self, device: DeviceId, twins: Sequence[Twin], /) -> None:
         """Hand over what was read, any number of properties in one call. Returning means stored (upstream: queued)."""
-        namespace, name = split_id(device)
-        request = pb.ReportDeviceStatusRequest(
-            deviceName=name,
-            deviceNamespace=namespace,
-            reportedDevice=pb.DeviceStatus(twins=[twin_to_pb(t) for t in twins]),
-        )
+        request = encode_report(*split_id(device), twins)
         with rpc_errors(self._peer):
-            await self._stub.ReportDeviceStatus(request, timeout=self._timeout_s)
+            await self._report_status(request, timeout=self._timeout_s)
 
-    async def report_state(self, device: DeviceId, state: DeviceState, reason: str = "") -> None:
+    async def report_state(self, device: DeviceId, state: DeviceState, reason: str = "", /) -> None:
         """Say whether the device is online, and in words why not."""
         namespace, name = split_id(device)
         request = pb.ReportDeviceStatesRequest(deviceName=name, deviceNamespace=namespace, state=state)
         metadata = ((REASON_KEY, reason.encode()),) if reason else ()
         with rpc_errors(self._peer):
             await self._stub.ReportDeviceStates(request, timeout=self._timeout_s, metadata=metadata)
+
+
+class Sockets:
+    """`MapperSide`: DMI between processes. `socket` is the edge core's."""
+
+    def __init__(self, socket: str | Path) -> None:
+        self._socket = socket
+
+    def edgecore(self) -> AbstractAsyncContextManager[EdgeCorePort]:
+        return EdgeCoreClient(self._socket)
+
+    def serve_mapper(self, handlers: MapperHandlers, address: str, /) -> AbstractAsyncContextManager[Path]:
+        return serve_mapper(handlers, address)
 
 
 class MapperClient(_Client):
@@ -130,36 +121,36 @@ class MapperClient(_Client):
         super().__init__(socket_path, peer="mapper", timeout_s=timeout_s)
         self._stub = DeviceMapperServiceStub(self._channel)
 
-    async def register_device(self, device: Device) -> None:
+    async def register_device(self, device: Device, /) -> None:
         with rpc_errors(self._peer):
             await self._stub.RegisterDevice(
                 pb.RegisterDeviceRequest(device=device_to_pb(device)), timeout=self._timeout_s
             )
 
-    async def update_device(self, device: Device) -> None:
+    async def update_device(self, device: Device, /) -> None:
         with rpc_errors(self._peer):
             await self._stub.UpdateDevice(pb.UpdateDeviceRequest(device=device_to_pb(device)), timeout=self._timeout_s)
 
-    async def remove_device(self, device: DeviceId) -> None:
+    async def remove_device(self, device: DeviceId, /) -> None:
         namespace, name = split_id(device)
         with rpc_errors(self._peer):
             await self._stub.RemoveDevice(
                 pb.RemoveDeviceRequest(deviceName=name, deviceNamespace=namespace), timeout=self._timeout_s
             )
 
-    async def create_model(self, model: DeviceModel) -> None:
+    async def create_model(self, model: DeviceModel, /) -> None:
         with rpc_errors(self._peer):
             await self._stub.CreateDeviceModel(
                 pb.CreateDeviceModelRequest(model=model_to_pb(model)), timeout=self._timeout_s
             )
 
-    async def update_model(self, model: DeviceModel) -> None:
+    async def update_model(self, model: DeviceModel, /) -> None:
         with rpc_errors(self._peer):
             await self._stub.UpdateDeviceModel(
                 pb.UpdateDeviceModelRequest(model=model_to_pb(model)), timeout=self._timeout_s
             )
 
-    async def remove_model(self, model: ModelId) -> None:
+    async def remove_model(self, model: ModelId, /) -> None:
         namespace, name = split_id(model)
         with rpc_errors(self._peer):
             await self._stub.RemoveDeviceModel(

@@ -21,7 +21,10 @@ from dmi.errors import (
     UnknownProperty,
 )
 
-__all__ = ["MAX_MESSAGE_BYTES", "REASON_KEY", "code_for", "open_channel", "rpc_errors"]
+__all__ = ["CALL_TIMEOUT_S", "MAX_MESSAGE_BYTES", "REASON_KEY", "code_for", "open_channel", "refusal", "rpc_errors"]
+
+CALL_TIMEOUT_S: Final = 10.0
+"""Upstream's edge core gives a mapper 10 s from dialling (DMI contract 1.3)."""
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 """What grpc-go takes by default on both ends (DMI contract 1.3)."""
@@ -51,16 +54,24 @@ def code_for(error: Exception) -> grpc.StatusCode:
     return next((_CODES[cls] for cls in type(error).__mro__ if cls in _CODES), grpc.StatusCode.INTERNAL)
 
 
+def refusal(error: Exception, peer: str) -> PeerUnavailable | PeerRefused:
+    """What a caller sees of an exception that a handler raised."""
+    return _peer_error(code_for(error), str(error) if isinstance(error, DmiError) else repr(error), peer)
+
+
 @contextmanager
 def rpc_errors(peer: str) -> Iterator[None]:
     """Turn gRPC failures raised in the block into `PeerUnavailable` and `PeerRefused`, naming `peer`."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        details = error.details() or "no details"
-        if error.code() in _UNREACHED:
-            raise PeerUnavailable(f"{peer}: {details}") from error
-        raise PeerRefused(error.code().name, f"{peer}: {details}") from error
+        raise _peer_error(error.code(), error.details() or "no details", peer) from error
+
+
+def _peer_error(code: grpc.StatusCode, details: str, peer: str) -> PeerUnavailable | PeerRefused:
+    if code in _UNREACHED:
+        return PeerUnavailable(f"{peer}: {details}")
+    return PeerRefused(code.name, f"{peer}: {details}")
 
 
 def open_channel(socket_path: str | Path) -> grpc.aio.Channel:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
-from typing import Any, Final, Never, Protocol, TypeVar
+from typing import Any, Final, Never, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,11 +23,10 @@ from dmi._pb.api_pb2_grpc import (
     add_DeviceManagerServiceServicer_to_server,
     add_DeviceMapperServiceServicer_to_server,
 )
-from dmi.client import MapperInfo, Registration
 from dmi.errors import ConfigError, DmiError, UnknownDevice
+from dmi.ports import LOCAL, EdgeCoreHandlers, MapperHandlers, MapperInfo
 from dmi.rpc import MAX_MESSAGE_BYTES, REASON_KEY, code_for
-from dmi.twins import Twin
-from dmi.types import Device, DeviceId, DeviceModel, ModelId, device_id
+from dmi.types import DeviceId, ModelId, device_id
 from dmi.wire import device_from_pb, device_to_pb, model_from_pb, model_to_pb, twin_to_pb, twins_from_pb
 
 __all__ = ["EdgeCoreHandlers", "MapperHandlers", "serve_edgecore", "serve_mapper"]
@@ -40,36 +39,15 @@ SOCKET_MODE: Final = 0o660
 _STOP_GRACE_S: Final = 1.0
 
 
-class EdgeCoreHandlers(Protocol):
-    """What an edge core does for mappers."""
-
-    async def register_mapper(self, mapper: MapperInfo, *, with_data: bool) -> Registration: ...
-
-    async def accept_twins(self, device: DeviceId, twins: Sequence[Twin]) -> None:
-        """Returning means durably stored. `UnknownDevice` when no such device is on this node."""
-
-    async def accept_state(self, device: DeviceId, state: str, reason: str) -> None: ...
-
-
-class MapperHandlers(Protocol):
-    """What a mapper does for an edge core. Everything may be repeated; removing what is gone succeeds."""
-
-    async def apply_device(self, device: Device) -> None:
-        """`RegisterDevice` and `UpdateDevice`: an upsert."""
-
-    async def remove_device(self, device: DeviceId) -> None: ...
-
-    async def apply_model(self, model: DeviceModel) -> None: ...
-
-    async def remove_model(self, model: ModelId) -> None: ...
-
-    async def get_device(self, device: DeviceId) -> tuple[Device, Sequence[Twin]]: ...
-
-
 @contextlib.asynccontextmanager
-async def serve_edgecore(handlers: EdgeCoreHandlers, socket_path: str | Path) -> AsyncIterator[Path]:
-    """Serve mappers on a unix socket while the block runs."""
-    server = _new_server()
+async def serve_edgecore(
+    handlers: EdgeCoreHandlers,
+    socket_path: str | Path,
+    *,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+) -> AsyncIterator[Path]:
+    """Serve mappers on a unix socket while the block runs. `interceptors` see every call as it is on the wire."""
+    server = _new_server(interceptors)
     add_DeviceManagerServiceServicer_to_server(_ManagerServicer(handlers), server)
     async with _listen(server, Path(socket_path)) as path:
         yield path
@@ -84,12 +62,13 @@ async def serve_mapper(handlers: MapperHandlers, socket_path: str | Path) -> Asy
         yield path
 
 
-def _new_server() -> grpc.aio.Server:
+def _new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     return grpc.aio.server(
+        interceptors=interceptors,
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
-        )
+        ),
     )
 
 
@@ -156,6 +135,8 @@ class _ManagerServicer(DeviceManagerServiceServicer):
                 address = mapper.address.decode()
             except UnicodeDecodeError as error:
                 raise ConfigError("mapper.address", f"not UTF-8: {error}") from error
+            if address.startswith(LOCAL):
+                raise ConfigError("mapper.address", f"{address!r} is not the path of a socket")
             info = MapperInfo(
                 name=mapper.name,
                 protocol=mapper.protocol,

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 __all__ = [
     "DEFAULT_CYCLE_MS",
+    "PIN",
     "PROPERTY_TYPES",
     "AccessMode",
     "Config",
@@ -49,6 +50,10 @@ Config = Mapping[str, Scalar]
 """Flat protocol or visitor settings (`configData`). Nested ones cannot cross DMI."""
 
 DEFAULT_CYCLE_MS: Final = 1000
+
+PIN: Final = "mapper"
+"""Key of `spec.protocol.configData`, for any protocol: the name of the one mapper that is to run the device, such as
+the one that has the serial port. Read by our edge core."""
 
 
 class Visitor(Struct, frozen=True):

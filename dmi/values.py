@@ -69,7 +69,10 @@ def format_value(value: Value, type_: PropertyType) -> str:
             if isinstance(value, float) and not value.is_integer():
                 raise ConversionError(f"{value!r} is not a whole number, and the property is INT")
             if isinstance(value, bool | int | float):
-                return str(_checked_int64(str(int(value))))
+                if not INT64_MIN <= (number := int(value)) <= INT64_MAX:
+                    shown = number if number.bit_length() < 200 else "a number of that size"
+                    raise ConversionError(f"{shown} is outside the 64 bits of an INT")
+                return str(number)
         case "FLOAT":
             if isinstance(value, bool | int | float):
                 return shortest_float32(_finite(value))
@@ -174,7 +177,7 @@ def _to_float32(number: float) -> float:
 
 def _plain(text: str) -> str:
     """No exponent, no trailing `.0`: what Go prints with format 'f' and the shortest precision."""
-    plain = format(Decimal(text), "f")
+    plain = format(Decimal(text), "f") if "e" in text or "E" in text else text
     if "." in plain:
         plain = plain.rstrip("0").rstrip(".")
     return "0" if plain == "-0" else plain

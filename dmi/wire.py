@@ -7,7 +7,6 @@ Tolerant in what is read: upstream's edge core sends every number as a 32-bit `F
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 from dmi._pb import api_pb2 as pb
@@ -124,6 +123,8 @@ def fingerprint(device: Device, model: DeviceModel) -> bytes:
     Raises:
         ConfigError: It cannot be sent as it is declared; the path is the one in the YAML.
     """
+    import hashlib  # with OpenSSL's digests 0.7 MB; only edge cores need it
+
     parts = (device_to_pb(device), model_to_pb(model))
     return hashlib.blake2b(
         b"".join(part.SerializeToString(deterministic=True) for part in parts), digest_size=16

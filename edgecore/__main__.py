@@ -19,7 +19,7 @@ def main() -> None:
     """Keep the twins of this node's devices until SIGTERM or SIGINT."""
     options = read_options(sys.argv[1:])
     set_up_logs(logging.DEBUG if options.verbose else logging.INFO)
-    run(options.config)
+    run(options.config, options.mappers)
 
 
 if __name__ == "__main__":

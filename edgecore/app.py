@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 from dmi import ConfigError, NodeName
+from dmi.local import LocalDmi
 from edgecore.bus import Bus
 from edgecore.config import EdgeCoreConfig, socket_path
 from edgecore.devicetwin import DeviceTwin
 from edgecore.edgehub import EdgeHub
+from edgecore.embedded import EmbeddedMappers, Prepared
 from edgecore.metamanager import MetaManager
 from edgecore.store import StoreError, open_database
 
@@ -23,8 +25,8 @@ __all__ = ["run", "serve"]
 logger = logging.getLogger(__name__)
 
 
-async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None) -> None:
-    """Run everything until cancelled; `ready` is set once mappers can call.
+async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None, mappers: Prepared | None = None) -> None:
+    """Run everything until cancelled; `ready` is set once mappers can call. `mappers`: those that run inside.
 
     Raises:
         StoreError: The database cannot be opened.
@@ -32,10 +34,10 @@ async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None) -> N
     """
     ready = ready or asyncio.Event()
     node = NodeName(config.node)
-    bus = Bus()
+    bus, local = Bus(), LocalDmi()
     async with open_database(Path(config.database.data_source)) as database:
         meta = MetaManager(database, bus)
-        twin = DeviceTwin(database, bus, node=node, socket=socket_path(config.modules.device_twin))
+        twin = DeviceTwin(database, bus, node=node, socket=socket_path(config.modules.device_twin), local=local)
         hub = EdgeHub(config.modules.edge_hub, node=node, bus=bus)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(twin.run(ready), name="devicetwin")
@@ -44,12 +46,15 @@ async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None) -> N
             gc.collect()
             gc.freeze()  # what is here now stays; no need to look at it again and again
             tasks.create_task(hub.run(), name="edgehub")
+            if mappers is not None:
+                # Not a task of the group: cancelled here, they end before what they report to does.
+                await EmbeddedMappers(mappers, local).run()
 
 
-def run(config: EdgeCoreConfig) -> None:
+def run(config: EdgeCoreConfig, mappers: Prepared | None = None) -> None:
     """Run edge core until SIGTERM or SIGINT. Exits with 1 when it cannot start or fails, and says why in the log."""
     try:
-        asyncio.run(_run(config))
+        asyncio.run(_run(config, mappers))
     except Exception as error:
         for leaf in _leaves(error):
             expected = isinstance(leaf, StoreError | ConfigError | OSError)
@@ -57,11 +62,11 @@ def run(config: EdgeCoreConfig) -> None:
         sys.exit(1)
 
 
-async def _run(config: EdgeCoreConfig) -> None:
+async def _run(config: EdgeCoreConfig, mappers: Prepared | None) -> None:
     """`serve` until SIGTERM or SIGINT."""
     logger.info("edgecore of node %s starts", config.node)
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(serve(config), name="edgecore")
+    task = asyncio.create_task(serve(config, mappers=mappers), name="edgecore")
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):

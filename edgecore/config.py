@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct, field
 
@@ -21,6 +21,7 @@ __all__ = [
     "EdgeHubConfig",
     "EdgedConfig",
     "EventBusConfig",
+    "MappersConfig",
     "MetaManagerConfig",
     "Modules",
     "QuicConfig",
@@ -96,6 +97,19 @@ class ServiceBusConfig(Struct, frozen=True, rename="camel"):
     enable: bool = False
 
 
+class MappersConfig(Struct, frozen=True, rename="camel"):
+    """Mappers inside this process, for small gateways. Not one of upstream's modules."""
+
+    enable: bool = False
+    protocols: tuple[str, ...] = ()
+    """Installed drivers, such as modbus; each becomes a mapper."""
+    common: dict[str, Any] = {}
+    """Like the next two as in a mapper's `config.yaml`: `name` begins the mappers' names, `address` and `http_port` say
+    where their HTTP API is."""
+    http: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+
+
 class Modules(Struct, frozen=True, rename="camel"):
     edged: EdgedConfig = EdgedConfig()
     edge_hub: EdgeHubConfig = EdgeHubConfig()
@@ -103,6 +117,7 @@ class Modules(Struct, frozen=True, rename="camel"):
     device_twin: DeviceTwinConfig = DeviceTwinConfig()
     event_bus: EventBusConfig = EventBusConfig()
     service_bus: ServiceBusConfig = ServiceBusConfig()
+    mappers: MappersConfig = MappersConfig()
 
 
 class EdgeCoreConfig(Struct, frozen=True, rename="camel"):

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from edgecore.config import EdgeCoreConfig
+from edgecore.embedded import Prepared
 
 __all__ = ["Options", "read_options"]
 
@@ -28,6 +29,8 @@ class Options(msgspec.Struct, frozen=True):
 
     config: EdgeCoreConfig
     verbose: bool
+    mappers: Prepared | None = None
+    """What runs inside this process besides."""
 
 
 def read_options(arguments: list[str]) -> Options:
@@ -53,6 +56,7 @@ def _main() -> None:
 
     from dmi.errors import ConfigError
     from edgecore.configfile import load_config, to_yaml
+    from edgecore.embedded import prepare
     from edgecore.logs import set_up_logs
 
     file = click.Path(path_type=Path, dir_okay=False)
@@ -70,7 +74,8 @@ def _main() -> None:
             return
         set_up_logs(logging.DEBUG if verbose else logging.INFO)
         try:
-            options = Options(config=load_config(config), verbose=verbose)
+            settings = load_config(config)
+            options = Options(settings, verbose, prepare(settings, where=f"{config}: modules.mappers"))
         except ConfigError as error:
             raise click.ClickException(str(error)) from error
         with os.fdopen(pipe, "wb") as answer:

@@ -25,6 +25,7 @@ from dmi import (
     merge_model,
     model_from_crd,
 )
+from dmi.types import PIN
 from dmi.wire import fingerprint
 
 __all__ = ["Catalog", "Declaration", "Entry"]
@@ -44,6 +45,8 @@ class Entry(Struct, frozen=True):
     digest: bytes = b""
     """Of what a mapper gets; empty while there is a problem."""
     problem: str = ""
+    mapper: str = ""
+    """The only mapper that may run it; empty: any of its protocol."""
 
 
 class Declaration(Struct, frozen=True):
@@ -76,15 +79,6 @@ class Catalog:
 
     def users(self, model: ModelId) -> list[DeviceId]:
         return [device for device, entry in self._entries.items() if entry.model == model]
-
-    def wanted(self, device: DeviceId, protocol: str) -> bytes | None:
-        """The digest a mapper of that protocol should have; None: it should not have the device; empty: whatever it
-        has stays, because what is declared now cannot be run.
-        """
-        entry = self._entries.get(device)
-        if entry is None or entry.protocol != protocol:
-            return None
-        return entry.digest
 
     def put_model(self, model: ModelId, body: bytes) -> None:
         self.drop_model(model)
@@ -134,10 +128,11 @@ class Catalog:
         except ConfigError as error:
             # What was known stays: a mapper goes on with the last declaration that could be run.
             return msgspec.structs.replace(before, digest=b"", problem=str(error))
-        digest, problem = b"", ""
+        digest, problem, config = b"", "", device.protocol_config
         try:
             with _declaration_errors(device.id):
-                digest = self._merge(device).digest
+                declaration = self._merge(device)
+                digest, config = declaration.digest, declaration.device.protocol_config
         except ConfigError as error:
             problem = str(error)
         return Entry(
@@ -146,6 +141,7 @@ class Catalog:
             properties=self._shape(device),
             digest=digest,
             problem=problem,
+            mapper=str(config.get(PIN, "")),
         )
 
     def _shape(self, device: Device) -> Mapping[str, str]:

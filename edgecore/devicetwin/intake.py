@@ -10,7 +10,7 @@ from typing import Final
 
 from cloudedge.message import now_ms
 from dmi import ConfigError, DeviceId, DmiError, NodeName, Twin, UnknownDevice, UnknownProperty
-from dmi.client import MapperInfo, Registration
+from dmi.ports import MapperInfo, Registration
 from edgecore.devicetwin.catalog import Catalog, Entry
 from edgecore.devicetwin.merge import merge_state, merge_twins, read_state
 from edgecore.devicetwin.sync import CloudSync
@@ -26,8 +26,8 @@ _MAX_REMEMBERED: Final = 4096
 
 
 class Intake:
-    """The `EdgeCoreHandlers` of `dmi.server`. `register` does the registration; `heard` is told the protocol of every
-    mapper that calls.
+    """The `EdgeCoreHandlers` of `dmi.ports`. `register` does the registration; `heard` is told of every
+    device that a mapper reports.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Intake:
         *,
         node: NodeName,
         register: Callable[[MapperInfo, bool], Awaitable[Registration]],
-        heard: Callable[[str], None],
+        heard: Callable[[DeviceId], None],
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -102,7 +102,7 @@ class Intake:
         entry = self._catalog.get(device)
         if entry is None:
             raise UnknownDevice(f"device {device} is not on node {self._node}")
-        self._heard(entry.protocol)
+        self._heard(device)
         return entry
 
     def _sift(

@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
 
 from dmi import ConfigError, DeviceId, DeviceModel, ModelId, PeerRefused, PeerUnavailable
-from dmi.client import MapperClient, MapperInfo
+from dmi.ports import MapperInfo, MapperPort
 from edgecore.devicetwin.catalog import Declaration
 from edgecore.store import Database, StoreError, delete_handed, put_handed
 
@@ -36,34 +36,40 @@ _UNCERTAIN: Final = b""
 
 
 class MapperLink:
-    """One registered mapper. `wanted` is `Catalog.wanted` for its protocol, `load` reads a declaration (None: it is
-    gone or cannot be run), `changed` is called when the mapper starts or stops answering, or refuses a device.
+    """One registered mapper. `wanted` is the digest it should have of a device (None: it should not have it; empty:
+    whatever it has stays), `load` reads a declaration (None: it is gone or cannot be run), `changed` is called when the
+    mapper starts or stops answering, `refusal` when it begins or ceases to refuse a device, `released` when it has let
+    go of one.
     """
 
     def __init__(
         self,
         mapper: MapperInfo,
+        port: MapperPort,
         database: Database,
         *,
-        handed: Mapping[DeviceId, bytes],
-        models: Mapping[ModelId, DeviceModel],
         wanted: Callable[[DeviceId], bytes | None],
         load: Callable[[DeviceId], Awaitable[Declaration | None]],
         changed: Callable[[MapperLink], None],
+        refusal: Callable[[DeviceId], None],
+        released: Callable[[DeviceId], None],
     ) -> None:
         self.mapper = mapper
         self.refused: dict[DeviceId, str] = {}
         """Why the mapper does not take a device."""
         self._database = database
-        self._handed = dict(handed)
-        self._models = dict(models)
+        self._handed: dict[DeviceId, bytes] = {}
+        self._models: dict[ModelId, DeviceModel] = {}
         self._wanted = wanted
         self._load = load
         self._changed = changed
-        self._client = MapperClient(mapper.address, timeout_s=CALL_TIMEOUT_S)
+        self._refusal = refusal
+        self._released = released
+        self._port = port
         self._model_turn = asyncio.Lock()
         self._reachable = asyncio.Event()
         self._stalled = False
+        self._away_since: float | None = asyncio.get_running_loop().time()
         self._todo: dict[DeviceId, None] = {}
         self._has_work = asyncio.Event()
         self._busy: set[DeviceId] = set()
@@ -74,6 +80,21 @@ class MapperLink:
     @property
     def answering(self) -> bool:
         return self._reachable.is_set() and not self._stalled
+
+    @property
+    def devices(self) -> Collection[DeviceId]:
+        """What the mapper has, or may have."""
+        return self._handed.keys()
+
+    def away_s(self, now: float) -> float:
+        """Seconds since it last answered; from the link's making if it never did."""
+        return 0.0 if self._away_since is None else now - self._away_since
+
+    def has_now(self, handed: Mapping[DeviceId, bytes], models: Mapping[ModelId, DeviceModel]) -> None:
+        """Note what the mapper was told in the answer to its registration, or before a restart of ours. Call it before
+        `run`.
+        """
+        self._handed, self._models = dict(handed), dict(models)
 
     def wake(self, device: DeviceId) -> None:
         """Compare this device again, now."""
@@ -89,29 +110,33 @@ class MapperLink:
         """The mapper called us: it is alive."""
         if self._stalled:
             self._stalled = False
-            self._changed(self)
+            self._note_change()
 
     async def run(self) -> None:
         """Work until cancelled."""
         try:
-            async with self._client, asyncio.TaskGroup() as tasks:
+            async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch(), name=f"mapper {self.mapper.name} connection")
                 for number in range(CALLS_AT_ONCE):
                     tasks.create_task(self._work(), name=f"mapper {self.mapper.name} calls {number}")
         finally:
             for timer in self._timers.values():
                 timer.cancel()
+            if self._away_since is None:
+                self._away_since = asyncio.get_running_loop().time()
+            self._reachable.clear()
+            await self._port.close()
 
     async def _watch(self) -> None:
         """Follow the connection, which is how a killed mapper is noticed without a call."""
         while True:
-            await self._client.wait_ready()
+            await self._port.wait_ready()
             self._reachable.set()
-            self._changed(self)
-            await self._client.wait_lost()
+            self._note_change()
+            await self._port.wait_lost()
             self._reachable.clear()
             logger.warning("mapper %s is gone from %s", self.mapper.name, self.mapper.address)
-            self._changed(self)
+            self._note_change()
 
     async def _work(self) -> None:
         while True:
@@ -135,12 +160,12 @@ class MapperLink:
     async def _settle(self, device: DeviceId) -> None:
         """One attempt; what fails is tried again later."""
         try:
-            await self._reconcile(device)
+            answered = await self._reconcile(device)
         except PeerUnavailable as error:
             self._retry(device, f"does not answer: {error}")
             if not self._stalled:
                 self._stalled = True
-                self._changed(self)
+                self._note_change()
         except (PeerRefused, ConfigError) as error:
             self._retry(device, f"refuses it: {error}")
             self._refuse(device, str(error))
@@ -152,44 +177,59 @@ class MapperLink:
         else:
             self._delays.pop(device, None)
             self._refuse(device, "")
-            self.heard()
+            if answered:
+                self.heard()
 
-    async def _reconcile(self, device: DeviceId) -> None:
+    async def _reconcile(self, device: DeviceId) -> bool:
+        """Whether the mapper was called for it, and answered."""
         wanted = self._wanted(device)
         if wanted is None:
-            if device in self._handed:
-                await self._remove(device)
-        elif wanted and wanted != self._handed.get(device):
-            await self._hand_over(device)
+            if device not in self._handed:
+                return False
+            await self._remove(device)
+            return True
+        return bool(wanted) and wanted != self._handed.get(device) and await self._hand_over(device)
 
-    async def _hand_over(self, device: DeviceId) -> None:
+    async def _hand_over(self, device: DeviceId) -> bool:
         declaration = await self._load(device)
         if declaration is None:
-            return  # it changed again, and that wakes us
+            return False  # it changed again, and that wakes us
         async with self._model_turn:
             model = declaration.model
             if self._models.get(model.id) != model:
-                await self._client.create_model(model)
+                await self._port.create_model(model)
                 self._models[model.id] = model
         known = device in self._handed
         await self._note(device, _UNCERTAIN)
+        if not self._wanted(device):
+            return False  # it became another mapper's meanwhile, and that wakes us
         if known:
-            await self._client.update_device(declaration.device)
+            await self._port.update_device(declaration.device)
         else:
-            await self._client.register_device(declaration.device)
+            await self._port.register_device(declaration.device)
         await self._note(device, declaration.digest)
+        return True
 
     async def _remove(self, device: DeviceId) -> None:
         try:
-            await self._client.remove_device(device)
+            await self._port.remove_device(device)
         except PeerRefused as error:
             logger.info("mapper %s on the removal of %s: %s", self.mapper.name, device, error)  # it never had it
-        await self._database.run(lambda db: delete_handed(db, self.mapper.protocol, device))
+        await self._database.run(lambda db: delete_handed(db, self.mapper, device))
         self._handed.pop(device, None)
+        self._released(device)
 
     async def _note(self, device: DeviceId, digest: bytes) -> None:
-        await self._database.run(lambda db: put_handed(db, self.mapper.protocol, device, digest))
+        await self._database.run(lambda db: put_handed(db, self.mapper, device, digest))
         self._handed[device] = digest
+
+    def _note_change(self) -> None:
+        """It may have begun or ceased to answer."""
+        if self.answering:
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = asyncio.get_running_loop().time()
+        self._changed(self)
 
     def _refuse(self, device: DeviceId, why: str) -> None:
         if self.refused.get(device, "") == why:
@@ -198,7 +238,7 @@ class MapperLink:
             self.refused[device] = why
         else:
             del self.refused[device]
-        self._changed(self)
+        self._refusal(device)
 
     def _retry(self, device: DeviceId, why: str) -> None:
         delay = self._delays.get(device, 0.0)

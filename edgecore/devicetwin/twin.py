@@ -10,20 +10,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from dmi import ConfigError, DeviceId, DeviceModel, DmiError, ModelId, NodeName, device_id
-from dmi.client import MapperInfo, Registration
-from dmi.rpc import MAX_MESSAGE_BYTES
+from dmi import DeviceId, ModelId, NodeName, device_id
+from dmi.client import MapperClient
+from dmi.local import LocalDmi
+from dmi.ports import LOCAL, MapperInfo, MapperPort
 from dmi.server import serve_edgecore
 from edgecore.bus import Bus, ObjectChange, ObjectsChanged
-from edgecore.devicetwin.catalog import Catalog, Declaration, Entry
+from edgecore.devicetwin.catalog import Catalog, Entry
 from edgecore.devicetwin.faults import FaultClock
 from edgecore.devicetwin.intake import Intake
-from edgecore.devicetwin.links import MapperLink
+from edgecore.devicetwin.links import CALL_TIMEOUT_S
+from edgecore.devicetwin.mappers import Mappers
 from edgecore.devicetwin.merge import Fault, fault_of, set_fault
 from edgecore.devicetwin.sync import CloudSync
 from edgecore.store import (
     Database,
-    StoreError,
     delete_device,
     delete_orphans,
     faulty_devices,
@@ -32,7 +33,6 @@ from edgecore.store import (
     keep_properties,
     list_objects,
     registered_mappers,
-    replace_mapper,
     update_state,
 )
 
@@ -44,39 +44,42 @@ NO_MAPPER_GRACE_S: Final = 10.0
 """How long a mapper may take to register, or to answer, before its devices are shown as unknown."""
 DECLARATION_GRACE_S: Final = 1.0
 """A device's model may be right behind it."""
-_REGISTRATION_BYTES: Final = MAX_MESSAGE_BYTES - 512 * 1024
-"""Of declarations in one answer; the rest is handed over after it."""
 
 
 class DeviceTwin:
-    def __init__(self, database: Database, bus: Bus, *, node: NodeName, socket: Path) -> None:
+    """`local`: where mappers of this process meet it; others come to `socket`."""
+
+    def __init__(
+        self, database: Database, bus: Bus, *, node: NodeName, socket: Path, local: LocalDmi | None = None
+    ) -> None:
         self._database = database
-        self._node = node
         self._socket = socket
+        self._local = local or LocalDmi()
         self._catalog = Catalog(node)
         self._sync = CloudSync(database, bus, node=node)
-        self._intake = Intake(
-            database, self._catalog, self._sync, node=node, register=self._register, heard=self._heard
+        self._mappers = Mappers(
+            database, self._catalog, node=node, dial=self._dial, bodies=self._bodies, judge=self._judge
         )
-        self._links: dict[str, MapperLink] = {}
-        self._link_tasks: dict[str, asyncio.Task[None]] = {}
-        self._registering = asyncio.Lock()
+        self._intake = Intake(
+            database,
+            self._catalog,
+            self._sync,
+            node=node,
+            register=self._mappers.register,
+            heard=self._mappers.heard,
+        )
         self._faults = FaultClock({})
         self._faults_changed = asyncio.Event()
-        self._tasks: asyncio.TaskGroup | None = None
         bus.subscribe(ObjectsChanged, self._take_changes)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Serve until cancelled; `ready` is set once mappers and cloud can be let in."""
         mappers = await self._restore()
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
+        async with asyncio.TaskGroup() as tasks, self._mappers.running(mappers):
             tasks.create_task(self._sync.run(), name="devicetwin")
             tasks.create_task(self._show_faults(), name="devicetwin faults")
-            for mapper, handed in mappers:
-                self._link(mapper, handed, {})
             self._judge(self._catalog)
-            async with serve_edgecore(self._intake, self._socket):
+            async with serve_edgecore(self._intake, self._socket), self._local.serve_edgecore(self._intake):
                 logger.info("mappers are served on %s", self._socket)
                 ready.set()
                 await asyncio.get_running_loop().create_future()
@@ -98,7 +101,7 @@ class DeviceTwin:
                     keep_properties(db, device, entry.properties)
             delete_orphans(db)
             faults = {device: fault for device, row in faulty_devices(db).items() if (fault := fault_of(row))}
-            return [(mapper, handed_digests(db, mapper.protocol)) for mapper in registered_mappers(db)], faults
+            return [(mapper, handed_digests(db, mapper)) for mapper in registered_mappers(db)], faults
 
         mappers, faults = await self._database.run(job)
         self._faults = FaultClock(faults)
@@ -133,7 +136,7 @@ class DeviceTwin:
             self._database.post(lambda db: delete_device(db, device))
             if change.body is None and before is not None:
                 logger.info("device %s removed", device)
-                self._wake(device, before.protocol)
+                self._mappers.wake(device, before.protocol)
         if change.body is not None:
             self._put_device(device, change.body)
 
@@ -145,13 +148,8 @@ class DeviceTwin:
             self._database.post(lambda db: keep_properties(db, device, names))
         if entry.problem and entry.problem != before.problem:
             logger.warning("device %s cannot be run: %s", device, entry.problem)
-        self._wake(device, before.protocol, entry.protocol)
+        self._mappers.wake(device, before.protocol, entry.protocol)
         self._judge([device])
-
-    def _wake(self, device: DeviceId, *protocols: str) -> None:
-        for protocol in set(protocols):
-            if link := self._links.get(protocol):
-                link.wake(device)
 
     async def _bodies(self, devices: Iterable[DeviceId]) -> dict[DeviceId, bytes]:
         def job(db: sqlite3.Connection) -> dict[DeviceId, bytes]:
@@ -160,95 +158,11 @@ class DeviceTwin:
 
         return await self._database.run(job)
 
-    async def _load(self, device: DeviceId) -> Declaration | None:
-        body = (await self._bodies([device])).get(device)
-        if body is None:
-            return None
-        try:
-            return self._catalog.declaration(body)
-        except ConfigError:
-            return None  # the entry has the problem, and the device's state shows it
-
-    # Mappers
-
-    async def _register(self, mapper: MapperInfo, with_data: bool) -> Registration:
-        assert self._tasks is not None  # noqa: S101 - served by `run` only
-        # In a task of its own: a mapper that hangs up half-way must not leave its protocol without a link.
-        task = self._tasks.create_task(self._replace_link(mapper, with_data), name=f"register {mapper.name}")
-        outcome = await asyncio.shield(task)
-        if isinstance(outcome, StoreError):
-            raise DmiError(str(outcome)) from outcome
-        return outcome
-
-    async def _replace_link(self, mapper: MapperInfo, with_data: bool) -> Registration | StoreError:
-        """The error is a result: raised, it would end the task group. The mapper registers again after it."""
-        async with self._registering:
-            await self._unlink(mapper.protocol)
-            try:
-                declarations = await self._declarations(mapper.protocol) if with_data else []
-                handed = {d.device.id: d.digest for d in declarations}
-                models = {d.model.id: d.model for d in declarations}
-                await self._database.run(lambda db: replace_mapper(db, mapper, handed), sync=True)
-            except StoreError as error:
-                self._judge(self._catalog.of_protocol(mapper.protocol))
-                return error
-            self._link(mapper, handed, models)
-            logger.info(
-                "mapper %s registered with %d devices (protocol %s)", mapper.name, len(declarations), mapper.protocol
-            )
-            return Registration(devices=tuple(d.device for d in declarations), models=tuple(models.values()))
-
-    async def _declarations(self, protocol: str) -> list[Declaration]:
-        """Everything a mapper of this protocol can run, as far as one message can carry it."""
-        declarations: list[Declaration] = []
-        size = 0
-        for device, body in (await self._bodies(self._catalog.of_protocol(protocol))).items():
-            size += len(body)
-            if size > _REGISTRATION_BYTES:
-                break
-            with contextlib.suppress(ConfigError):  # the entry has the problem
-                declaration = self._catalog.declaration(body)
-                if self._catalog.wanted(device, protocol):
-                    declarations.append(declaration)
-        return declarations
-
-    def _link(self, mapper: MapperInfo, handed: dict[DeviceId, bytes], models: dict[ModelId, DeviceModel]) -> None:
-        assert self._tasks is not None  # noqa: S101 - as above
-        protocol = mapper.protocol
-        link = self._links[protocol] = MapperLink(
-            mapper,
-            self._database,
-            handed=handed,
-            models=models,
-            wanted=lambda device: self._catalog.wanted(device, protocol),
-            load=self._load,
-            changed=lambda link: self._judge([*self._catalog.of_protocol(link.mapper.protocol)]),
-        )
-        self._link_tasks[protocol] = self._tasks.create_task(self._keep_link(link), name=f"mapper {mapper.name}")
-        for device in {*self._catalog.of_protocol(protocol), *handed}:
-            link.wake(device)
-        self._judge(self._catalog.of_protocol(protocol))
-
-    async def _keep_link(self, link: MapperLink) -> None:
-        try:
-            await link.run()
-        except Exception:  # one mapper's trouble is not the others'
-            logger.exception(
-                "the link to mapper %s ended; it is made again when the mapper registers", link.mapper.name
-            )
-            self._links.pop(link.mapper.protocol, None)
-            self._judge(self._catalog.of_protocol(link.mapper.protocol))
-
-    async def _unlink(self, protocol: str) -> None:
-        self._links.pop(protocol, None)
-        task = self._link_tasks.pop(protocol, None)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-
-    def _heard(self, protocol: str) -> None:
-        if link := self._links.get(protocol):
-            link.heard()
+    def _dial(self, address: str) -> MapperPort:
+        """The way to a mapper's address."""
+        if address.startswith(LOCAL):
+            return self._local.mapper(address)
+        return MapperClient(address, timeout_s=CALL_TIMEOUT_S)
 
     # Faults
 
@@ -267,15 +181,8 @@ class DeviceTwin:
             return None, 0.0
         if entry.problem:
             return Fault("unhealthy", entry.problem), DECLARATION_GRACE_S
-        link = self._links.get(entry.protocol)
-        if link is None:
-            reason = f"no mapper for protocol {entry.protocol!r} is registered on node {self._node}"
-            return Fault("unknown", reason), NO_MAPPER_GRACE_S
-        if not link.answering:
-            return Fault("unknown", f"mapper {link.mapper.name} is not answering"), NO_MAPPER_GRACE_S
-        if refusal := link.refused.get(device):
-            return Fault("unhealthy", f"mapper {link.mapper.name} refuses it: {refusal}"), DECLARATION_GRACE_S
-        return None, 0.0
+        fault = self._mappers.fault(device, entry)
+        return fault, NO_MAPPER_GRACE_S if fault and fault.state == "unknown" else DECLARATION_GRACE_S
 
     async def _show_faults(self) -> None:
         loop = asyncio.get_running_loop()

@@ -6,6 +6,7 @@ Functions that take a `sqlite3.Connection` are jobs for `Database.run`; they nev
 from edgecore.store.database import Database, StoreError, open_database
 from edgecore.store.mappers import (
     delete_handed,
+    delete_mapper,
     handed_digests,
     put_handed,
     registered_mappers,
@@ -49,6 +50,7 @@ __all__ = [
     "acknowledge_twins",
     "delete_device",
     "delete_handed",
+    "delete_mapper",
     "delete_object",
     "delete_orphans",
     "dirty_devices",

@@ -41,6 +41,16 @@ _STEPS: Final[tuple[tuple[str, ...], ...]] = (
             version INTEGER NOT NULL, acked INTEGER NOT NULL,
             PRIMARY KEY (device, property)) WITHOUT ROWID""",
     ),
+    (
+        # Several mappers of one protocol: what was handed is known by mapper. Before, a protocol had one at most.
+        "ALTER TABLE handed RENAME TO handed_before",
+        """CREATE TABLE handed (
+            protocol TEXT NOT NULL, mapper TEXT NOT NULL, device TEXT NOT NULL, digest BLOB NOT NULL,
+            PRIMARY KEY (protocol, mapper, device)) WITHOUT ROWID""",
+        """INSERT INTO handed SELECT h.protocol, m.name, h.device, h.digest
+            FROM handed_before AS h JOIN mapper AS m ON m.protocol = h.protocol""",
+        "DROP TABLE handed_before",
+    ),
 )
 
 VERSION: Final = len(_STEPS)

@@ -181,7 +181,7 @@ class FakeCloud(Watched):
     async def until_value(self, device: str, name: str, value: str) -> Json:
         def there() -> bool:
             twin = self.twins.get((device, name))
-            return twin is not None and twin["actual"]["value"] == value
+            return twin is not None and twin.get("actual", {}).get("value") == value
 
         await self.until(there, f"{device} {name} = {value}, not {self.twins.get((device, name))}")
         return self.twins[device, name]
@@ -192,7 +192,8 @@ class FakeCloud(Watched):
 
 
 def _time(twin: Json) -> int:
-    return int(twin["actual"]["metadata"]["timestamp"])
+    """When it was collected; 0: it never was."""
+    return int(twin.get("actual", {}).get("metadata", {}).get("timestamp", 0))
 
 
 def object_message(operation: str, obj: Json, source: str = "devicecontroller") -> Message:

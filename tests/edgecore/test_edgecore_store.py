@@ -181,20 +181,23 @@ async def test_others_cannot_read_the_file(tmp_path: Path) -> None:
         assert stat.S_IMODE(database.path.parent.stat().st_mode) == 0o700
 
 
-async def test_a_saved_file_of_version_1_opens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", (1, 2))
+async def test_a_saved_file_of_every_version_opens(tmp_path: Path, version: int) -> None:
     path = tmp_path / "e.db"
-    path.write_bytes((SAVED / "version-1.db").read_bytes())
+    path.write_bytes((SAVED / f"version-{version}.db").read_bytes())
     async with open_database(path) as database:
         obj = await database.run(lambda db: get_object(db, "device", "default", "boiler-1"))
         assert obj == StoredObject("device", "default", "boiler-1", "uid-1", "1002", b'{"kind":"Device"}')
         assert await database.run(lambda db: get_twins(db, DEVICE)) == {"temperature": row("21.5", 2, 1)}
         assert await database.run(lambda db: get_state(db, DEVICE)) == StateRow("online", "", "", "", 12, 3, 1)
         assert await database.run(registered_mappers) == [MapperInfo("mapper-1", "modbus", "/run/m.sock")]
-        assert await database.run(lambda db: handed_digests(db, "modbus")) == {DEVICE: b"digest"}
+        assert await database.run(lambda db: handed_digests(db, MapperInfo("mapper-1", "modbus", ""))) == {
+            DEVICE: b"digest"
+        }
 
 
-def save_version_1(path: Path) -> None:
-    """How the saved file was made: run once when the version was current."""
+def save(path: Path) -> None:
+    """How the saved files were made: run once while the version was current."""
 
     async def make() -> None:
         async with open_database(path) as database:
