@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dmi.types import DeviceId, ModelProperty
-from dmi.values import Value
-from mappers.sdk.driver import Driver, Link, Property, ReadResult
+from dmi.types import DeviceId, ModelProperty, Scalar
+from dmi.values import Value, format_value, parse_value
+from mappers.sdk.driver import (
+    CanCall,
+    CanRead,
+    CanSubscribe,
+    CanWrite,
+    Driver,
+    Found,
+    FoundProperty,
+    Link,
+    Property,
+    Push,
+    ReadResult,
+)
 from mappers.sdk.errors import (
     ConfigError,
     ConversionError,
@@ -13,10 +25,18 @@ from mappers.sdk.errors import (
     DeviceRejected,
     DeviceTimeout,
     DeviceUnreachable,
+    DeviceUnsupported,
     MapperError,
 )
+from mappers.sdk.line import Line
+from mappers.sdk.lines import SharedLines
+from mappers.sdk.schedule import epoch_ms
 
 __all__ = [
+    "CanCall",
+    "CanRead",
+    "CanSubscribe",
+    "CanWrite",
     "ConfigError",
     "ConversionError",
     "DeviceError",
@@ -25,11 +45,21 @@ __all__ = [
     "DeviceRejected",
     "DeviceTimeout",
     "DeviceUnreachable",
+    "DeviceUnsupported",
     "Driver",
+    "Found",
+    "FoundProperty",
+    "Line",
     "Link",
     "MapperError",
     "ModelProperty",
     "Property",
+    "Push",
     "ReadResult",
+    "Scalar",
+    "SharedLines",
     "Value",
+    "epoch_ms",
+    "format_value",
+    "parse_value",
 ]

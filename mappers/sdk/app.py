@@ -1,28 +1,39 @@
-"""`kubetwin mapper run PROTOCOL… --config F`: finds the drivers, runs a mapper for each, stops on SIGTERM or SIGINT."""
+"""Runs the mappers of one process: logs, watchdog, HTTP API and data plane once, and a mapper for each driver.
+
+`run_options` is a process of its own, until SIGTERM or SIGINT; `run_mappers` is that without the process, and what an
+edge core runs inside itself. A mapper that fails is started over with back-off, and the others go on.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
-import sys
-from collections.abc import Sequence
-from importlib.metadata import entry_points
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
-from dmi.client import MapperInfo
 from dmi.errors import ConfigError
-from mappers.sdk.config import MapperConfig, load_config
-from mappers.sdk.driver import AnyDriver, Driver
-from mappers.sdk.mapper import run_mapper
+from dmi.ports import MapperInfo, MapperSide
+from mappers.sdk.config import MapperConfig, data_folder
+from mappers.sdk.driver import AnyDriver
+from mappers.sdk.logs import set_up_logs
+from mappers.sdk.mapper import Mapper, run_mapper
+from mappers.sdk.options import DRIVERS, Options, find_driver, load_driver, read_options
+from mappers.sdk.push import PushPlane
+from mappers.sdk.schedule import backoff
+from mappers.sdk.watchdog import watch_loop
 
-__all__ = ["find_driver", "infos", "run", "serve"]
+__all__ = ["DRIVERS", "find_driver", "infos", "run", "run_mappers", "run_options"]
 
-DRIVERS: Final = "kubetwin.drivers"
-"""Entry-point group in which drivers are found, by protocol name."""
+logger = logging.getLogger(__name__)
+
+RESTART_S: Final = (1.0, 60.0)
+HEALTHY_S: Final = 300.0
+"""A mapper that ran for so long starts over with the shortest delay."""
 
 
 def run(protocols: Sequence[str], config: Path) -> None:
@@ -31,49 +42,25 @@ def run(protocols: Sequence[str], config: Path) -> None:
     Raises:
         ConfigError: The config file cannot be used, or no driver of that name is installed.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = load_config(config)
-    names = tuple(protocols) or ((settings.common.protocol,) if settings.common.protocol else ())
-    if not names:
-        raise ConfigError(f"{config}: common.protocol", "is empty, and no protocol is named on the command line")
-    drivers = [find_driver(name) for name in names]
+    run_options(read_options(protocols, config))
+
+
+def run_options(options: Options) -> None:
+    """Run what the options say until SIGTERM or SIGINT; then end within 3 s.
+
+    Raises:
+        ConfigError: A driver cannot be loaded, or a setting cannot work.
+    """
+    config = options.config
+    set_up_logs(config.log, [ref.protocol for ref in options.drivers])
+    drivers = [load_driver(ref) for ref in options.drivers]
     try:
-        asyncio.run(serve(drivers, infos(drivers, settings), Path(settings.common.edgecore_sock)))
+        asyncio.run(_until_signalled(drivers, infos(drivers, config), config))
     except BaseExceptionGroup as group:
         wrong, other = group.split(ConfigError)
         if wrong is None or other is not None:
             raise
         raise _first(wrong) from group
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first exception in a tree of groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def find_driver(protocol: str) -> AnyDriver:
-    """The installed driver of that name.
-
-    Raises:
-        ConfigError: There is none, it cannot be loaded, or it is not a `Driver`.
-    """
-    found = {e.name: e for e in entry_points(group=DRIVERS)}
-    if protocol not in found:
-        raise ConfigError(
-            "protocol", f"no driver {protocol!r} is installed; there is {', '.join(sorted(found)) or 'none'}"
-        )
-    try:
-        loaded = found[protocol].load()
-    except ImportError as error:
-        raise ConfigError(
-            "protocol", f"driver {protocol!r} cannot be loaded: {error}. Install kubetwin[{protocol}]"
-        ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Driver)):
-        raise ConfigError("protocol", f"driver {protocol!r} ({found[protocol].value}) is not a Driver class")
-    driver: AnyDriver = loaded()
-    return driver
 
 
 def infos(drivers: Sequence[AnyDriver], config: MapperConfig) -> list[MapperInfo]:
@@ -90,7 +77,7 @@ def infos(drivers: Sequence[AnyDriver], config: MapperConfig) -> list[MapperInfo
     if len(drivers) == 1:
         return [single]
     return [
-        msgspec.structs.replace(
+        replace(
             single,
             name=f"{common.name}-{driver.protocol}",
             protocol=driver.protocol,
@@ -100,15 +87,102 @@ def infos(drivers: Sequence[AnyDriver], config: MapperConfig) -> list[MapperInfo
     ]
 
 
-async def serve(drivers: Sequence[AnyDriver], mappers: Sequence[MapperInfo], edgecore_socket: Path) -> None:
-    """Run the mappers until SIGTERM or SIGINT."""
+async def run_mappers(
+    drivers: Sequence[AnyDriver],
+    mappers: Sequence[MapperInfo],
+    config: MapperConfig,
+    side: MapperSide,
+    stop: asyncio.Event,
+) -> None:
+    """Run one mapper for each driver, and what they share, until `stop` is set.
+
+    Raises:
+        ConfigError: A setting cannot work; also in an exception group.
+    """
+    running: list[Mapper] = []
+    """One that failed stays, for the health check to see, until it is started over."""
+
+    async def run_one(driver: AnyDriver, info: MapperInfo) -> None:
+        failures = 0
+
+        def started(mapper: Mapper) -> None:
+            mapper.failures = failures
+            running[:] = [*(m for m in running if m.name != mapper.name), mapper]
+
+        def failed(error: Exception) -> None:
+            nonlocal failures
+            failures += 1
+            for mapper in running:
+                if mapper.name == info.name:
+                    mapper.failures = failures
+                    mapper.registration.end(f"it failed and is started over: {error!r}")
+
+        async def attempt() -> None:
+            async with PushPlane(config.data, info.name, data_folder(config.data, info.name, info.address)) as samples:
+                await run_mapper(driver, info, side, stop, samples=samples, started=started)
+
+        await keep_running(attempt, info.name, stop, failed)
+
+    async with contextlib.AsyncExitStack() as stack:
+        watchdog = await stack.enter_async_context(watch_loop(drivers))
+        if config.http.enabled:
+            from mappers.sdk.web import serve_web  # not in memory where it is switched off
+
+            await stack.enter_async_context(serve_web(config, running, watchdog=watchdog))
+        async with asyncio.TaskGroup() as tasks:
+            for driver, info in zip(drivers, mappers, strict=True):
+                tasks.create_task(run_one(driver, info), name=f"mapper {info.name}")
+
+
+async def keep_running(
+    run: Callable[[], Awaitable[None]],
+    name: str,
+    stop: asyncio.Event,
+    failed: Callable[[Exception], None] = lambda _: None,
+) -> None:
+    """Run until `stop` is set; what fails is started over after 1 s to 60 s.
+
+    Raises:
+        ConfigError: From the first start, also in an exception group: what cannot work as configured stays so.
+    """
+    loop, delays, first = asyncio.get_running_loop(), backoff(*RESTART_S), True
+    while not stop.is_set():
+        began = loop.time()
+        try:
+            await run()
+        except Exception as error:
+            if first and _is_config_error(error):
+                raise
+            if loop.time() - began >= HEALTHY_S:
+                delays = backoff(*RESTART_S)
+            delay_s = next(delays)
+            logger.exception("mapper %s failed; it is started over in %.1f s", name, delay_s)
+            failed(error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await stop.wait()
+        first = False
+
+
+async def _until_signalled(drivers: Sequence[AnyDriver], mappers: Sequence[MapperInfo], config: MapperConfig) -> None:
+    from dmi.client import Sockets
+
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            for driver, info in zip(drivers, mappers, strict=True):
-                tasks.create_task(run_mapper(driver, info, edgecore_socket, stop), name=f"mapper {info.name}")
+        await run_mappers(drivers, mappers, config, Sockets(config.common.edgecore_sock), stop)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _is_config_error(error: Exception) -> bool:
+    return isinstance(error, ConfigError) or (isinstance(error, ExceptionGroup) and error.split(ConfigError)[1] is None)
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first exception in a tree of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

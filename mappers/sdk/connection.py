@@ -1,59 +1,82 @@
 """The link to one device: opened, kept, opened again with back-off for ever, and every call on it contained.
 
-A driver is somebody else's code. What it raises comes out as a `DeviceError`, what it forgets to end gets a deadline.
+A driver is somebody else's code. What it raises comes out as a `DeviceError`, what it forgets to end gets a deadline,
+and tasks it leaves behind a closed link are ended and counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from dmi.errors import ConfigError, ConversionError
 from dmi.types import DeviceId
 from dmi.values import Value
-from mappers.sdk.driver import AnyDriver, Link, Property, ReadResult
-from mappers.sdk.errors import DeviceError, DeviceProtocolError, DeviceTimeout, DeviceUnreachable
+from mappers.sdk.alarm import Alarm
+from mappers.sdk.calls import CallClosed, Lane
+from mappers.sdk.context import LinkScope
+from mappers.sdk.driver import AnyDriver, CanCall, CanRead, CanSubscribe, CanWrite, Property, ReadResult
+from mappers.sdk.errors import DeviceError, DeviceProtocolError, DeviceTimeout, DeviceUnreachable, DeviceUnsupported
+from mappers.sdk.leaks import end_leaked
 from mappers.sdk.schedule import backoff
+from mappers.sdk.stats import DeviceStats
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "OpenLink"]
 
 logger = logging.getLogger(__name__)
 
 RECONNECT_S: Final = (0.5, 5.0)
+CONFIG_RETRY_S = 30.0
+"""A declaration the driver refused when it connected is tried again: the reason may lie outside it, in a file, or in
+the declaration of another device on the same line."""
 CALL_DEADLINE_S: Final = 30.0
 """Drivers have timeouts of their own; this one is for those that hang."""
 CLOSE_DEADLINE_S: Final = 1.0
 
 
-@asynccontextmanager
-async def _call() -> AsyncIterator[None]:
-    """Around a call of the driver: it ends at the deadline, and with the task. A library can swallow the cancellation,
-    as `asyncio.wait_for` of Python 3.11 does when the reply comes at that moment (CPython gh-86296)."""
-    try:
-        async with asyncio.timeout(CALL_DEADLINE_S):
-            yield
-    finally:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
+class OpenLink:
+    """An open link, and what it can do: asked once, for `isinstance` with a protocol is slow."""
+
+    __slots__ = ("calls", "reads", "subscribes", "writes")
+
+    def __init__(self, link: object) -> None:
+        self.reads: CanRead[Any] | None = link if isinstance(link, CanRead) else None
+        self.subscribes: CanSubscribe[Any] | None = link if isinstance(link, CanSubscribe) else None
+        self.writes: CanWrite[Any] | None = link if isinstance(link, CanWrite) else None
+        self.calls: CanCall[Any] | None = link if isinstance(link, CanCall) else None
 
 
 class Connection:
     """Owns the link of one device. `on_change` is called after the link came up, went down, or could not be opened."""
 
-    def __init__(self, driver: AnyDriver, device_id: DeviceId, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, driver: AnyDriver, device_id: DeviceId, stats: DeviceStats, on_change: Callable[[], None]
+    ) -> None:
         self._driver = driver
         self._device_id = device_id
+        self._stats = stats
         self._on_change = on_change
         self._config: Any = None
-        self._declared = asyncio.Event()
-        self._ended = asyncio.Event()
+        self._alarm = Alarm()
+        self._scope: LinkScope | None = None
+        self._dialling = False
+        self._declared = False
+        """Since the last attempt to connect."""
         self._proven = False
+        self._opened = 0
         self._logged_bug = ""
-        self.link: Link[Any] | None = None
+        self.on_stuck: Callable[[], None] = lambda: None
+        """Called when a call does not even end on being cancelled: its task is lost."""
+        self.cycle = Lane(self._stuck)
+        """For what reads: one at a time."""
+        self.command = Lane(self._stuck)
+        """For what writes and reads back: one at a time, beside the `cycle`."""
+        self._opening = Lane(self._stuck)
+        self.link: OpenLink | None = None
         self.answered = False
         """The device has answered on this link."""
         self.reason = ""
@@ -63,7 +86,7 @@ class Connection:
         self.driver_failed = False
         """The last failure was a bug of the driver, not the device's."""
         self.config_problem = ""
-        """The driver refused the declaration when it connected; not tried again until it changes."""
+        """The driver refused the declaration when it last connected."""
 
     def declare(self, config: Any) -> None:
         """Connect with this protocol config from now on; None: not at all. An equal one changes nothing."""
@@ -73,116 +96,203 @@ class Connection:
         self.config_problem = ""
         self.link, self.answered, self.reason = None, False, ""
         self.epoch += 1
-        self._declared.set()
-        self._ended.set()
+        self._declared = True
+        self._alarm.ring()
+        if self._dialling:
+            self._opening.abort()
 
     async def run(self) -> None:
         """Keep the link open until cancelled."""
-        delays = backoff(*RECONNECT_S)
+        loop, delays = asyncio.get_running_loop(), backoff(*RECONNECT_S)
         while True:
-            self._declared.clear()
-            self._ended.clear()
-            self._proven = False
-            if self._config is not None and not self.config_problem:
+            self._declared, self._proven = False, False
+            if self._config is not None:
                 await self._hold(self._config)
-            if self._proven:
+            if self._proven or self._declared:
                 delays = backoff(*RECONNECT_S)
-            if self._config is None or self.config_problem:
-                await self._declared.wait()
-            if not self._declared.is_set():
-                await self._pause(next(delays))
-            if self._declared.is_set():
-                delays = backoff(*RECONNECT_S)
-
-    async def _pause(self, delay_s: float) -> None:
-        try:
-            async with asyncio.timeout(delay_s):
-                await self._declared.wait()
-        except TimeoutError:
-            pass
+            again_at = loop.time() + (CONFIG_RETRY_S if self.config_problem else next(delays))
+            while not self._declared and (self._config is None or loop.time() < again_at):
+                await self._alarm.wait(None if self._config is None else again_at)
 
     async def _hold(self, config: Any) -> None:
         """Open one link and keep it until it is dropped or the declaration changes."""
-        stack = AsyncExitStack()
+        stack, scope, link = AsyncExitStack(), LinkScope(), None
         try:
+            self._dialling = True
             try:
-                async with _call():
-                    link = await stack.enter_async_context(self._driver.connect(self._device_id, config))
+                with self._opening.within(CALL_DEADLINE_S, scope):
+                    link = OpenLink(await stack.enter_async_context(self._driver.connect(self._device_id, config)))
+                if link.reads is None and link.subscribes is None:
+                    raise TypeError("its link has neither read_many nor subscribe")
+            except CallClosed:
+                return  # declared anew
             except ConfigError as error:
                 self.config_problem = f"spec.protocol.configData.{error}"
                 self._lose(self.config_problem)
                 return
             except Exception as error:  # noqa: BLE001  # a driver's failure ends here
+                self.config_problem = ""
                 self._lose(self._contained(error, "connect").problem)
                 return
+            finally:
+                self._dialling = False
+            self.config_problem = ""
+            if self._declared:
+                return  # a newer declaration came meanwhile
+            self._stats.reconnects += self._opened > 0
+            self._opened += 1
+            self._scope = scope
             self.link, self.answered, self.reason = link, False, ""
             self._on_change()
-            await self._ended.wait()
+            while self.link is link:
+                await self._alarm.wait()
         finally:
             self.link, self.answered = None, False  # no word about it: whether the next one opens decides
-            await self._close(stack)
+            self.cycle.abort()
+            self.command.abort()
+            self._scope = link = None
+            await self._close(stack, scope)
+            end_leaked(weakref.ref(scope), self._leaked)
 
-    async def _close(self, stack: AsyncExitStack) -> None:
+    async def _close(self, stack: AsyncExitStack, scope: LinkScope) -> None:
         try:
-            async with asyncio.timeout(CLOSE_DEADLINE_S):
+            with self._opening.within(CLOSE_DEADLINE_S, scope):
                 await stack.aclose()
         except Exception as error:  # noqa: BLE001  # as above
             self._contained(error, "close")
+
+    def _leaked(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        self._stats.leaked_tasks += len(tasks)
+        names = ", ".join(sorted(t.get_name() for t in tasks)[:5])
+        logger.error(
+            "device %s: the driver left %d tasks running behind a closed link; they are ended: %s",
+            self._device_id,
+            len(tasks),
+            names,
+        )
+
+    def reset(self) -> None:
+        """After the tasks of a device were given up: start from nothing."""
+        self.link, self.answered = None, False
+        for lane in (self.cycle, self.command, self._opening):
+            lane.give_up()
+
+    def close(self) -> None:
+        """No call comes any more."""
+        for lane in (self.cycle, self.command, self._opening):
+            lane.close()
+
+    def lose(self, reason: str) -> None:
+        """The link is of no use: close it, and connect again with back-off."""
+        self._lose(reason)
+        self._alarm.ring()
 
     def _lose(self, reason: str) -> None:
         self.link, self.answered, self.reason = None, False, reason
         self._on_change()
 
-    async def read(self, properties: Sequence[Property[Any]]) -> Mapping[str, ReadResult]:
+    # calls of the link
+
+    def unreachable(self) -> DeviceUnreachable:
+        return DeviceUnreachable(self._device_id, self.reason or "not connected yet")
+
+    async def read(self, properties: Sequence[Property[Any]], lane: Lane) -> Mapping[str, ReadResult]:
         """One result per property. What concerns all of them is the result of each: only cancellation raises."""
         link = self.link
         if link is None:
-            lost = DeviceUnreachable(self._device_id, self.reason or "not connected yet")
-            return {p.name: lost for p in properties}
+            return dict.fromkeys((p.name for p in properties), self.unreachable())
+        if link.reads is None:
+            cannot = DeviceUnsupported(self._device_id, "the driver cannot read it, and the device does not send it")
+            return dict.fromkeys((p.name for p in properties), cannot)
+        answered, lost = False, None
         try:
-            async with _call():
-                results = dict(await link.read_many(properties))
+            with lane.within(CALL_DEADLINE_S, self._scope):
+                results = dict(await link.reads.read_many(properties))
+            for p in properties:
+                result = results.get(p.name)
+                if result is None:
+                    results[p.name] = DeviceProtocolError(self._device_id, "the driver gave no result")
+                elif isinstance(result, DeviceUnreachable):
+                    lost = result
+                elif not isinstance(result, DeviceTimeout):
+                    answered = True
         except Exception as error:  # noqa: BLE001  # as above
-            failure = self._failed(link, error, "read_many")
-            return {p.name: failure for p in properties}
-        for p in properties:
-            if p.name not in results:
-                results[p.name] = DeviceProtocolError(self._device_id, "the driver gave no result")
-        if lost_now := [r for r in results.values() if isinstance(r, DeviceUnreachable)]:
-            self._failed(link, lost_now[0], "read_many")
-        if any(not isinstance(r, DeviceTimeout | DeviceUnreachable) for r in results.values()):
-            self._confirm(link)
+            return dict.fromkeys((p.name for p in properties), self._failed(link, error, "read_many"))
+        if lost is not None:
+            self._failed(link, lost, "read_many")
+        if answered:
+            self.confirm(link)
         return results
 
-    async def write(self, property_: Property[Any], value: Value) -> None:
+    async def subscribe(
+        self, properties: Sequence[Property[Any]], push: Callable[[OpenLink, Mapping[str, ReadResult]], None]
+    ) -> Collection[str]:
+        """The names of those the device sends by itself from now on.
+
+        Raises:
+            DeviceError: Not possible. Anything but a `DeviceError` from the driver has closed the link.
         """
+        link = self.link
+        if link is None:
+            raise self.unreachable()
+        if link.subscribes is None:
+            return ()
+        try:
+            with self.cycle.within(CALL_DEADLINE_S, self._scope):
+                names = await link.subscribes.subscribe(properties, lambda values: push(link, values))
+            known = {p.name for p in properties} & set(names)
+        except Exception as error:
+            raise self._failed(link, error, "subscribe") from error
+        if known:
+            self.confirm(link)
+        return known
+
+    async def write(self, property_: Property[Any], value: Value, lane: Lane, method: str = "") -> None:
+        """Write, or call `method` where the link has methods of its own.
+
         Raises:
             DeviceError: Not written, or not known to be.
             ConversionError: The device cannot hold the value.
         """
         link = self.link
         if link is None:
-            raise DeviceUnreachable(self._device_id, self.reason or "not connected yet")
+            raise self.unreachable()
+        if link.writes is None and not (method and link.calls is not None):
+            raise DeviceUnsupported(self._device_id, f"the {self._driver.protocol} driver cannot write it")
+        self._stats.writes += 1
         try:
-            async with _call():
-                await link.write(property_, value)
+            with lane.within(CALL_DEADLINE_S, self._scope):
+                if method and link.calls is not None:
+                    await link.calls.call(method, property_, value)
+                elif link.writes is not None:
+                    await link.writes.write(property_, value)
         except ConversionError:
+            self._stats.write_failures += 1
             raise
         except Exception as error:
-            raise self._failed(link, error, "write") from error
-        self._confirm(link)
+            self._stats.write_failures += 1
+            raise self._failed(link, error, "call" if method else "write") from error
+        self.confirm(link)
 
-    def _confirm(self, link: Link[Any]) -> None:
+    def confirm(self, link: OpenLink) -> None:
+        """The device has answered on this link."""
         if link is self.link and not self.answered:
             self.answered = self._proven = True
             self._on_change()
 
-    def _failed(self, link: Link[Any], error: Exception, what: str) -> DeviceError:
+    # containment
+
+    def _stuck(self) -> None:
+        self._stats.driver_errors += 1
+        self.on_stuck()
+
+    def _failed(self, link: OpenLink, error: Exception, what: str) -> DeviceError:
+        if isinstance(error, CallClosed):
+            return self.unreachable()
         failure = self._contained(error, what)
         broken = isinstance(failure, DeviceUnreachable) or not isinstance(error, DeviceError)
         if broken and link is self.link:
-            self._lose(failure.problem)
-            self._ended.set()
+            self.lose(failure.problem)
         return failure
 
     def _contained(self, error: Exception, what: str) -> DeviceError:
@@ -190,6 +300,7 @@ class Connection:
         self.driver_failed = False
         if isinstance(error, DeviceError):
             return error
+        self._stats.driver_errors += 1
         if isinstance(error, TimeoutError):
             return DeviceTimeout(self._device_id, f"the driver's {what} did not end in time")
         self.driver_failed = True

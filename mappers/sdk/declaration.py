@@ -7,12 +7,14 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from dmi.errors import ConfigError
-from dmi.types import Config, Device, DeviceModel, DeviceProperty, ModelProperty
+from dmi.errors import ConfigError, ConversionError
+from dmi.types import PIN, Config, Device, DeviceModel, DeviceProperty, ModelProperty
 from mappers.sdk.driver import AnyDriver, Property
-from mappers.sdk.settings import decode_settings
+from mappers.sdk.keys import PLAIN_REPORTS, ReportKeys
+from mappers.sdk.limits import value_range
+from mappers.sdk.settings import decode_settings, setting_names
 
-__all__ = ["Declaration", "declare"]
+__all__ = ["Declaration", "check_driver", "declare"]
 
 _VISITOR: Final = "visitors.configData"
 _LONG_CYCLE_MS: Final = 24 * 3600 * 1000
@@ -28,6 +30,8 @@ class Declaration(Struct, frozen=True):
     """The driver's protocol struct; None: the device cannot run, `problem` says why."""
     problem: str = ""
     properties: Mapping[str, Property[Any]] = {}
+    keys: Mapping[str, ReportKeys] = {}
+    """Of the properties that say something about their reports."""
     problems: Mapping[str, str] = {}
     """Property name → why it cannot run, starting with the path below `spec.properties[]`."""
     warnings: tuple[str, ...] = ()
@@ -47,6 +51,19 @@ class Declaration(Struct, frozen=True):
         return [f"spec.properties[{index[name]}].{problem}" for name, problem in self.problems.items()]
 
 
+def check_driver(driver: AnyDriver) -> None:
+    """Refuse a driver that would take the runtime's own visitor keys away from it.
+
+    Raises:
+        ConfigError: The path names the field.
+    """
+    for name in sorted(setting_names(driver.visitor_config) & setting_names(ReportKeys)):
+        raise ConfigError(
+            f"{type(driver).__name__}.visitor_config.{name}",
+            "is a visitor key that the runtime reads for every protocol: name the driver's own differently",
+        )
+
+
 def declare(
     driver: AnyDriver, device: Device, model: DeviceModel | None, previous: Declaration | None = None
 ) -> Declaration:
@@ -54,15 +71,18 @@ def declare(
     if model is None:
         return _broken(device, f"spec.deviceModelRef.name: model {device.model_id!r} is not known here", None)
     try:
-        config, unknown = _settings(driver.protocol_config, device.protocol_config, "spec.protocol.configData")
+        given, unknown = _settings(driver.protocol_config, device.protocol_config, "spec.protocol.configData")
         with _Prefix("spec.protocol.configData"):
-            config = driver.check_config(config)
+            config = driver.check_config(given)
+            odd = list(driver.config_warnings(given))
     except ConfigError as error:
         return _broken(device, str(error), model)
-    warnings = [f"spec.protocol.configData.{key}: is not used by {driver.protocol}" for key in unknown]
+    warnings = [f"spec.protocol.configData.{key}: is not used by {driver.protocol}" for key in unknown if key != PIN]
+    warnings += [f"spec.protocol.configData.{key}: {problem}" for key, problem in odd]
     warnings += _long_cycles(device)
     models = {p.name: p for p in model.properties}
     properties: dict[str, Property[Any]] = {}
+    keys: dict[str, ReportKeys] = {}
     problems: dict[str, str] = {}
     for index, declared in enumerate(device.properties):
         if declared.name in properties or declared.name in problems:
@@ -72,12 +92,19 @@ def declare(
             continue
         try:
             known = previous.properties.get(declared.name) if previous else None
-            properties[declared.name], unknown = _property(driver, declared, models.get(declared.name), known)
+            property_, report_keys, unknown = _property(driver, declared, models.get(declared.name), known)
         except ConfigError as error:
             problems[declared.name] = str(error)
             continue
+        properties[declared.name] = property_
+        if report_keys != PLAIN_REPORTS:
+            keys[declared.name] = report_keys
         warnings += [f"spec.properties[{index}].{_VISITOR}.{key}: is not used by {driver.protocol}" for key in unknown]
-    return Declaration(device, model, config, "", properties, problems, tuple(warnings))
+        try:
+            value_range(property_.model)
+        except ConversionError as error:
+            warnings.append(f"spec.properties[{index}].name: what is reported is not checked: the model's {error}")
+    return Declaration(device, model, config, "", properties, keys, problems, tuple(warnings))
 
 
 def _long_cycles(device: Device) -> Iterator[str]:
@@ -96,17 +123,21 @@ def _broken(device: Device, problem: str, model: DeviceModel | None) -> Declarat
 
 def _property(
     driver: AnyDriver, declared: DeviceProperty, model: ModelProperty | None, known: Property[Any] | None
-) -> tuple[Property[Any], tuple[str, ...]]:
+) -> tuple[Property[Any], ReportKeys, tuple[str, ...]]:
     if model is None:
         raise ConfigError("name", f"the model has no property {declared.name!r}")
     if model.type == "STREAM":
         raise ConfigError("name", "the model declares a STREAM, which has no value to read")
-    visitor, unknown = _settings(driver.visitor_config, declared.visitor.config, _VISITOR)
+    keys, others = _settings(ReportKeys, declared.visitor.config, _VISITOR)
+    if keys.deadband and model.type not in ("INT", "FLOAT", "DOUBLE"):
+        raise ConfigError(f"{_VISITOR}.deadband", f"is for numbers, and the property is {model.type}: leave it out")
+    own = {key: declared.visitor.config[key] for key in others}
+    visitor, unknown = _settings(driver.visitor_config, own, _VISITOR)
     with _Prefix(_VISITOR):
         visitor = driver.resolve(visitor, model)
     if known is not None and known.visitor == visitor and known.model == model:
-        return known, unknown
-    return Property(declared.name, visitor, model), unknown
+        return known, keys, unknown
+    return Property(declared.name, visitor, model), keys, unknown
 
 
 def _settings(type_: type[Struct], config: Config, path: str) -> tuple[Any, tuple[str, ...]]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Any, Final
 
-from dmi.errors import ConversionError
 from dmi.twins import Reported, Twin
 from dmi.types import Device, DeviceId, DeviceModel, DeviceState
-from mappers.sdk.connection import Connection
+from mappers.sdk.collect import Collector
+from mappers.sdk.connection import Connection, OpenLink
+from mappers.sdk.context import current_device
 from mappers.sdk.declaration import Declaration, declare
-from mappers.sdk.driver import AnyDriver, Property, ReadResult
-from mappers.sdk.errors import DeviceError, DeviceRejected
-from mappers.sdk.schedule import Schedule, cycle_s, epoch_ms, phase_of
-from mappers.sdk.state import StateReporter
+from mappers.sdk.driver import AnyDriver
+from mappers.sdk.keys import PLAIN_REPORTS
+from mappers.sdk.manual import Manual
+from mappers.sdk.report import Reporter, Reports
+from mappers.sdk.samples import NoSamples, Samples
+from mappers.sdk.schedule import backoff, cycle_s, epoch_ms
+from mappers.sdk.stats import DeviceStats
 from mappers.sdk.tracking import Tracker, broken_twin
 from mappers.sdk.writer import Writer
 
@@ -23,36 +27,78 @@ __all__ = ["DeviceRunner", "Reports"]
 
 logger = logging.getLogger(__name__)
 
-_IDLE_S: Final = 3600.0
-_PLANS: Final = 64
-
-
-class Reports(Protocol):
-    """Where a device's reports go; never waits."""
-
-    def put_twins(self, device_id: DeviceId, twins: Sequence[Twin]) -> None: ...
-
-    def put_state(self, device_id: DeviceId, state: DeviceState, reason: str) -> None: ...
+RESTART_S: Final = (1.0, 60.0)
+END_DEADLINE_S: Final = 1.1
+"""For the parts of a device to end; a little more than the driver has to close its link."""
 
 
 class DeviceRunner:
-    """Runs one device from its first declaration until cancelled."""
+    """Runs one device from its first declaration until cancelled.
 
-    def __init__(self, driver: AnyDriver, device: Device, model: DeviceModel | None, reports: Reports) -> None:
-        self.id = device.id
+    Two tasks, and a third while something is to be written. A failure of one of them, or a call of the driver that does
+    not even end on being cancelled, starts the device over; what was read and is wanted stays.
+    """
+
+    __slots__ = (
+        "_collector",
+        "_connection",
+        "_declaration",
+        "_declared",
+        "_driver",
+        "_known_link",
+        "_manual",
+        "_remarks",
+        "_reporter",
+        "_samples",
+        "_trackers",
+        "_trouble",
+        "_warned",
+        "_writer",
+        "id",
+        "stats",
+    )
+
+    def __init__(
+        self,
+        driver: AnyDriver,
+        device: Device,
+        model: DeviceModel | None,
+        reports: Reports,
+        samples: Samples | None = None,
+    ) -> None:
+        self.id: DeviceId = device.id
+        self.stats = DeviceStats()
         self._driver = driver
-        self._reports = reports
+        self._samples: Samples = samples or NoSamples()
         self._trackers: dict[str, Tracker] = {}
-        self._schedule = Schedule(phase_of(device.id))
-        self._cycle_wake = asyncio.Event()
-        self._plans: dict[tuple[str, ...], tuple[Property[Any], ...]] = {}
-        self._state = StateReporter(self.id, lambda state, reason: reports.put_state(self.id, state, reason))
-        self._connection = Connection(driver, self.id, self._link_changed)
-        self._writer = Writer(driver, self.id, self._connection, self._trackers, self.flush)
-        self._known_link: object = None
-        self._broken: dict[str, Twin] = {}
-        """Properties that cannot run as declared: bad, with the reason and the last value there was."""
+        self._connection = Connection(driver, self.id, self.stats, self._link_changed)
+        self._reporter = Reporter(self.id, self._connection, self._trackers, reports)
+        self._collector = Collector(self.id, self._connection, self._trackers, self.stats, self._samples, self._news)
+        self._writer = Writer(
+            driver,
+            self.id,
+            self._connection,
+            self._trackers,
+            self._collector,
+            self.stats,
+            self._reporter.flush,
+            self._part_ended,
+        )
+        self._manual = Manual(
+            self.id,
+            self._connection,
+            self._trackers,
+            self._collector,
+            self._writer,
+            self._reporter.flush,
+            lambda: self._declaration.problems,
+        )
+        self._connection.on_stuck = self._stuck
+        self._known_link: OpenLink | None = None
+        self._trouble: asyncio.Future[str] | None = None
+        """While the device runs: why it has to start over."""
         self._warned: set[str] = set()
+        self._remarks: Sequence[str] = ()
         self._declared = False
         self._declaration = Declaration(device)
         self.update(device, model)
@@ -66,12 +112,46 @@ class DeviceRunner:
         return self._declaration.model
 
     @property
-    def overruns(self) -> int:
-        """Collect cycles left out because the one before took too long."""
-        return self._schedule.overruns
+    def state(self) -> tuple[DeviceState, str]:
+        """What the device is, and why if it is not well. `unknown` before its first answer or failure."""
+        return self._reporter.state.state, self._reporter.state.reason
 
     def twins(self) -> list[Twin]:
-        return [*(t.twin() for t in self._trackers.values()), *self._broken.values()]
+        return [*(t.twin() for t in self._trackers.values()), *self._reporter.broken.values()]
+
+    # on demand
+
+    async def read_property(self, name: str) -> Twin:
+        """Read the device now. The result is noted and reported like a cycle's.
+
+        Raises:
+            UnknownProperty: The device has none of that name.
+            ConversionError: What the device has is no value of the declared type and range.
+            DeviceError: It cannot be read.
+        """
+        return await self._manual.read(name)
+
+    async def write_property(self, name: str, text: str) -> Twin:
+        """Write and read back. The desired value is not touched.
+
+        Raises:
+            UnknownProperty: The device has none of that name.
+            ConversionError: Not a value of the declared type and range, or the property is ReadOnly.
+            DeviceError: Not written, or not known to be.
+        """
+        return await self._manual.write(name, text)
+
+    async def call_method(self, method: str, name: str, text: str) -> Twin:
+        """Call a method of the device with one of its properties; what the device has then may be another value.
+
+        Raises:
+            UnknownProperty: The device has no such method, or the method no such property.
+            ConversionError: Not a value of the declared type and range.
+            DeviceError: Not done, or not known to be.
+        """
+        return await self._manual.call(self.device, method, name, text)
+
+    # declarations
 
     def update(self, device: Device, model: DeviceModel | None) -> None:
         """Take over a declaration: what did not change goes on undisturbed."""
@@ -79,181 +159,146 @@ class DeviceRunner:
             now = asyncio.get_running_loop().time()
             for tracker in self._trackers.values():
                 tracker.want(now, epoch_ms())
-            self._writer.wake()
+            self._wake_writer()
             return
         self._declared = True
-        declaration = declare(self._driver, device, model, self._declaration)
-        self._declaration = declaration
-        for line in [*declaration.errors(), *declaration.warnings]:
+        declaration = self._declaration = declare(self._driver, device, model, self._declaration)
+        self._remarks = tuple(self._samples.declare(device))
+        lines = [*declaration.errors(), *declaration.warnings, *self._remarks]
+        for line in lines:
             if line not in self._warned:
-                self._warned.add(line)
                 logger.warning("device %s: %s", self.id, line)
-        self._warned &= {*declaration.errors(), *declaration.warnings}
-        self._update_trackers(declaration)
+        self._warned = set(lines)
+        changed = self._update_trackers(declaration)
         self._connection.declare(declaration.config)
-        self._state.repeat_every(cycle_s(device.state_report_cycle_ms) if device.report_state else None)
+        self._collector.redeclare(changed)
+        self._reporter.state.repeat_every(cycle_s(device.state_report_cycle_ms) if device.report_state else None)
         self._refresh_state()
-        self._report_broken()
+        self._reporter.report_broken(declaration)
         if self._connection.link is None or all(t.write_due is None for t in self._trackers.values()):
-            self.flush()  # otherwise the write, a moment from now, says more than that it is pending
-        self._writer.wake()
-        self._cycle_wake.set()
+            self._reporter.flush()  # otherwise the write, a moment from now, says more than that it is pending
+        self._wake_writer()
 
-    def _update_trackers(self, declaration: Declaration) -> None:
+    def _update_trackers(self, declaration: Declaration) -> bool:
+        """Whether properties came, went or moved to another register."""
         now, now_ms = asyncio.get_running_loop().time(), epoch_ms()
         declared = {p.name: p for p in reversed(declaration.device.properties)}
         last = {t.property_name: t.reported for t in self.twins()}
-        for name in [n for n in self._trackers if n not in declaration.properties]:
+        gone = [name for name in self._trackers if name not in declaration.properties]
+        for name in gone:
             del self._trackers[name]
+        changed = bool(gone)
         models = {p.name: p for p in declaration.model.properties} if declaration.model else {}
-        self._broken = {
+        self._reporter.broken = {
             name: broken_twin(declared[name], models.get(name), problem, last.get(name, Reported()), now_ms)
             for name, problem in declaration.problems.items()
         }
         for name, property_ in declaration.properties.items():
             tracker = self._trackers.get(name)
+            keys = declaration.keys.get(name, PLAIN_REPORTS)
             if tracker is None or tracker.property is not property_:
-                replaced = Tracker(declared[name], property_)
-                if name in last and last[name].type == replaced.reported.type:
-                    replaced.reported = last[name]  # the last value stays until the new register is read
-                replaced.want(now, now_ms)
-                replaced.compare_first = replaced.write_due is not None
-                self._trackers[name] = replaced
+                changed = True
+                tracker = self._trackers[name] = Tracker(declared[name], property_, keys)
+                if name in last and last[name].type == tracker.desired.type:
+                    tracker.inherit(last[name])
+                tracker.want(now, now_ms)
+                tracker.compare_first = tracker.write_due is not None
             else:
                 newly_reported = declared[name].report_to_cloud and not tracker.declared.report_to_cloud
-                tracker.declared = declared[name]
+                tracker.redeclare(declared[name], keys)
                 tracker.want(now, now_ms)
                 tracker.dirty |= newly_reported and tracker.has_report
-        self._plans.clear()
-        known = set(self._schedule.cycles)
-        self._schedule.retime({n: t.cycle_s for n, t in self._trackers.items()}, now)
-        if self._connection.link is not None:
-            self._schedule.expedite(now, [n for n, t in self._trackers.items() if n not in known or not t.updated_at])
+        return changed
+
+    # running
 
     async def run(self) -> None:
-        """Run until cancelled. A failure of the runtime itself is logged and starts the device over."""
+        """Run until cancelled. A failure of the runtime itself is logged and starts the device over, with back-off."""
+        current_device.set(self.id)
+        loop, delays = asyncio.get_running_loop(), backoff(*RESTART_S)
         while True:
+            started = loop.time()
+            self._trouble = loop.create_future()
+            parts = [
+                asyncio.create_task(self._connection.run(), name=f"connect {self.id}"),
+                asyncio.create_task(self._collector.run(), name=f"collect {self.id}"),
+            ]
+            for part in parts:
+                part.add_done_callback(self._part_ended)
+            self._wake_writer()
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._connection.run(), name=f"connect {self.id}")
-                    tasks.create_task(self._collect(), name=f"collect {self.id}")
-                    tasks.create_task(self._writer.run(), name=f"write {self.id}")
-            except* Exception:
-                logger.exception("device %s: the runtime failed; starting the device again", self.id)
-            await asyncio.sleep(5.0)
+                trouble = await self._trouble
+            finally:
+                self._trouble = None
+                await self._end(parts)
+            if loop.time() - started > RESTART_S[1]:
+                delays = backoff(*RESTART_S)
+            self.stats.restarts += 1
+            pause_s = next(delays)
+            logger.error("device %s: %s; starting the device again in %.1f s", self.id, trouble, pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _end(self, parts: list[asyncio.Task[None]]) -> None:
+        """End the device's tasks; one that does not end is given up, so that the next start does not wait for it."""
+        if self._writer.task is not None:
+            parts.append(self._writer.task)
+        for part in parts:
+            part.cancel()
+        _, late = await asyncio.wait(parts, timeout=END_DEADLINE_S)
+        if late:
+            self.stats.leaked_tasks += len(late)
+            names = ", ".join(sorted(t.get_name() for t in late))
+            logger.error("device %s: the driver did not let go of: %s", self.id, names)
+        self._writer.task = None
+        self._connection.reset()
 
     def close(self) -> None:
         """Stop what is not a task. Call it when `run` is cancelled."""
-        self._state.close()
+        self._reporter.state.close()
+        self._connection.close()
 
-    # collect cycles
-
-    async def _collect(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = self._schedule.take_due(loop.time())
-            if due:
-                await self._collect_once(due)
-            next_due = self._schedule.next_due()
-            try:
-                async with asyncio.timeout(_IDLE_S if next_due is None else max(next_due - loop.time(), 0)):
-                    await self._cycle_wake.wait()
-            except TimeoutError:
-                pass
-            self._cycle_wake.clear()
-
-    async def _collect_once(self, due: tuple[str, ...]) -> None:
-        properties = self._plans.get(due)
-        if properties is None:
-            if len(self._plans) >= _PLANS:  # many cycles that are no multiples of each other meet in many ways
-                self._plans.clear()
-            properties = self._plans[due] = tuple(self._trackers[name].property for name in due)
-        started, epoch = asyncio.get_running_loop().time(), self._connection.epoch
-        results = await self._connection.read(properties)
-        if epoch != self._connection.epoch:
+    def _part_ended(self, part: asyncio.Task[Any]) -> None:
+        if part.cancelled() or (error := part.exception()) is None:
             return
-        now_ms = epoch_ms()
-        confirmed: set[str] = set()
-        for property_ in properties:
-            tracker = self._trackers.get(property_.name)
-            if tracker is None or tracker.property is not property_ or tracker.updated_at > started:
-                continue  # removed or changed meanwhile, or a write has read it back since
-            if self._take(tracker, results[property_.name], now_ms, started):
-                confirmed.add(property_.name)
-        self._refresh_state()
-        self.flush(confirmed)
+        logger.error("device %s: the runtime failed", self.id, exc_info=error)
+        self._in_trouble("the runtime failed")
 
-    def _take(self, tracker: Tracker, result: ReadResult, now_ms: int, started: float) -> bool:
-        """Note one result; True for a good value."""
-        was_rejected = tracker.rejected
-        try:
-            if isinstance(result, ConversionError):
-                raise result
-            if isinstance(result, DeviceError):
-                tracker.miss(result.problem, rejected=isinstance(result, DeviceRejected))
-            else:
-                tracker.seen(result, now_ms, started)
-        except ConversionError as error:
-            tracker.spoil(str(error))
-        if tracker.rejected and not was_rejected:
-            logger.warning("device %s: property %s: %s", self.id, tracker.name, tracker.reported.reason)
-        return tracker.reported.quality == "good"
+    def _stuck(self) -> None:
+        self._in_trouble("a call of the driver does not end")
+
+    def _in_trouble(self, problem: str) -> None:
+        if self._trouble is not None and not self._trouble.done():
+            self._trouble.set_result(problem)
+
+    def _wake_writer(self) -> None:
+        if self._trouble is not None:
+            self._writer.wake()
 
     # link, state and reports
 
     def _link_changed(self) -> None:
         now, link = asyncio.get_running_loop().time(), self._connection.link
-        if link is not None and link is not self._known_link:
-            self._schedule.expedite(now)
-            self._cycle_wake.set()
-            for tracker in self._trackers.values():
-                tracker.recheck(now)
-            self._writer.wake()
-        self._known_link = link
+        if link is not self._known_link:
+            self._known_link = link
+            self._collector.link_changed(link)
+            if link is not None:
+                for tracker in self._trackers.values():
+                    tracker.recheck(now)
+                self._wake_writer()
         if problem := self._connection.config_problem:
             for tracker in self._trackers.values():
                 tracker.spoil(problem)
-            self.flush()
+            self._reporter.flush()
         self._refresh_state()
 
-    def _refresh_state(self) -> None:
-        connection, declaration = self._connection, self._declaration
-        if problem := declaration.problem or connection.config_problem:
-            self._state.set("unhealthy", problem)
-        elif connection.link is None:
-            if connection.reason:
-                self._state.set("unhealthy" if connection.driver_failed else "offline", connection.reason)
-        elif connection.answered or not self._trackers:
-            rejected = (
-                f"property {t.name}: {t.reported.reason}"
-                for t in self._trackers.values()
-                if t.rejected and t.reported.quality == "bad"
-            )
-            reason = declaration.reason() or next(rejected, "")
-            self._state.set("unhealthy" if reason else "online", reason)
+    def _news(self, turned: bool) -> None:
+        if turned:
+            self._refresh_state()
+        self._reporter.flush()
 
-    def _report_broken(self) -> None:
-        shown = {p.name for p in self.device.properties if p.report_to_cloud}
-        if twins := [t for name, t in self._broken.items() if name in shown]:
-            self._reports.put_twins(self.id, twins)
+    def _refresh_state(self) -> None:
+        self._reporter.refresh_state(self._declaration, self._remarks)
 
     def report_all(self) -> None:
         """Report everything current, as after a registration."""
-        for tracker in self._trackers.values():
-            tracker.dirty |= tracker.has_report
-        self._report_broken()
-        self.flush()
-        self._state.report()
-
-    def flush(self, confirmed: Collection[str] = ()) -> None:
-        """Report what changed, and of the `confirmed` what has not been reported for long."""
-        now = asyncio.get_running_loop().time()
-        twins: list[Twin] = []
-        for tracker in self._trackers.values():
-            if not tracker.declared.report_to_cloud:
-                tracker.dirty = False
-            elif tracker.dirty or (tracker.name in confirmed and tracker.confirm_due(now)):
-                tracker.dirty, tracker.sent_at = False, now
-                twins.append(tracker.twin())
-        if twins:
-            self._reports.put_twins(self.id, twins)
+        self._reporter.report_all(self._declaration)

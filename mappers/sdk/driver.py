@@ -1,25 +1,39 @@
-"""What a driver author fills in: two typed structs for the settings, and how to connect, read and write.
+"""What a driver author fills in: two typed structs for the settings, how to connect, and what the link can do.
 
 A driver subclasses `Driver`, names its `protocol`, gives the structs of the protocol settings
 (`spec.protocol.configData`) and of the visitor settings (`spec.properties[].visitors.configData`), and implements
-`connect`. Everything else (cycles, reconnects, desired values, quality, reports) is the runtime's.
+`connect`, which yields a link: any object with `read_many` or `subscribe`, and `write` and `call` where the device has
+something to write or call. Everything else (cycles, reconnects, desired values, quality, reports) is the runtime's.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
 from dmi.errors import ConversionError
-from dmi.types import DeviceId, ModelProperty
+from dmi.types import AccessMode, DeviceId, ModelProperty, PropertyType, Scalar
 from dmi.values import Value
-from mappers.sdk.errors import DeviceError
+from mappers.sdk.errors import ConfigError, DeviceError
 
-__all__ = ["AnyDriver", "Driver", "Link", "Property", "ReadResult"]
+__all__ = [
+    "AnyDriver",
+    "CanCall",
+    "CanRead",
+    "CanSubscribe",
+    "CanWrite",
+    "Driver",
+    "Found",
+    "FoundProperty",
+    "Link",
+    "Property",
+    "Push",
+    "ReadResult",
+]
 
 P = TypeVar("P", bound=Struct)
 V = TypeVar("V", bound=Struct)
@@ -28,6 +42,10 @@ LinkV = TypeVar("LinkV", bound=Struct, contravariant=True)
 
 ReadResult = Value | DeviceError | ConversionError
 """What became of reading one property."""
+
+Push = Callable[[Mapping[str, ReadResult]], None]
+"""Takes what a device sent by itself, by property name; called in the event loop, and never waits. After the link was
+closed it does nothing."""
 
 
 class Property(Struct, Generic[V_co], frozen=True, eq=False):
@@ -38,19 +56,16 @@ class Property(Struct, Generic[V_co], frozen=True, eq=False):
     model: ModelProperty
 
 
-class Link(Protocol[LinkV]):
-    """An open connection to one device.
-
-    `write` may be called while a `read_many` is under way; the link lets one transaction at a time onto the wire and
-    lets the write in between two of a long read. Beside the `read_many` of a cycle there is at most the one that reads
-    a write back.
-    """
+@runtime_checkable
+class CanRead(Protocol[LinkV]):
+    """A link to a device that answers when asked."""
 
     async def read_many(self, properties: Sequence[Property[LinkV]], /) -> Mapping[str, ReadResult]:
         """Read what is due together, in as few requests as the protocol allows; one result per property name.
 
         The values are in the unit the device model declares. The same tuple of properties comes again every cycle, so a
-        read plan can be kept under it.
+        read plan can be kept under it. Beside the `read_many` of a cycle there is at most the one that reads a write
+        back.
 
         Raises:
             DeviceUnreachable: The link is gone.
@@ -58,14 +73,77 @@ class Link(Protocol[LinkV]):
         """
         ...
 
+
+@runtime_checkable
+class CanWrite(Protocol[LinkV]):
+    """A link over which properties can be set."""
+
     async def write(self, property_: Property[LinkV], value: Value, /) -> None:
         """Write one value of the model's type. The runtime reads it back afterwards.
+
+        May be called while a `read_many` is under way; the link lets one transaction at a time onto the wire and lets
+        the write in between two of a long read.
 
         Raises:
             ConversionError: The device cannot hold the value; nothing was sent.
             DeviceError: The device did not take it.
         """
         ...
+
+
+@runtime_checkable
+class CanSubscribe(Protocol[LinkV]):
+    """A link to a device that sends by itself."""
+
+    async def subscribe(self, properties: Sequence[Property[LinkV]], push: Push, /) -> Collection[str]:
+        """Have the device send those it can, and return their names; the others are read in their collect cycle.
+
+        Called once after the connect, and again with the full set when the declaration changed. A value that did not
+        change need not be pushed again: it stays good for as long as the link is open.
+
+        Raises:
+            DeviceUnreachable: The link is gone. A later loss is told by pushing it for any property.
+            DeviceError: Not possible; everything is read instead, and it is tried again with the next connect.
+        """
+        ...
+
+
+@runtime_checkable
+class CanCall(Protocol[LinkV]):
+    """A link with device methods that are more than writing a property."""
+
+    async def call(self, method: str, property_: Property[LinkV], value: Value, /) -> None:
+        """Call a method of `spec.methods` with one of its properties. Links without `call` write the property.
+
+        Raises:
+            ConversionError: The device cannot take the value; nothing was sent.
+            DeviceError: The device did not do it.
+        """
+        ...
+
+
+Link = CanRead[LinkV] | CanSubscribe[LinkV]
+"""An open connection to one device; it may be `CanWrite` and `CanCall` besides."""
+
+
+class FoundProperty(Struct, frozen=True):
+    """A property that `discover` proposes. `name` is a valid property name, `visitor` as in the YAML."""
+
+    name: str
+    type: PropertyType
+    visitor: Mapping[str, Scalar]
+    access_mode: AccessMode = "ReadOnly"
+    description: str = ""
+    """What was seen there, such as the raw value."""
+
+
+class Found(Struct, frozen=True):
+    """A device that `discover` proposes. `config` is its protocol configuration as in the YAML."""
+
+    name: str
+    config: Mapping[str, Scalar]
+    properties: tuple[FoundProperty, ...] = ()
+    description: str = ""
 
 
 class Driver(ABC, Generic[P, V]):
@@ -84,6 +162,10 @@ class Driver(ABC, Generic[P, V]):
         """
         return config
 
+    def config_warnings(self, config: P) -> Iterable[tuple[str, str]]:  # noqa: ARG002  # as below
+        """(key, what is odd about it) of a config as declared that `check_config` takes all the same."""
+        return ()
+
     def resolve(self, visitor: V, model: ModelProperty) -> V:  # noqa: ARG002  # for those who override it
         """Refuse what could never work and fill in what follows from the model, such as a width from the type.
 
@@ -100,13 +182,25 @@ class Driver(ABC, Generic[P, V]):
         """
         return value
 
+    def discover(self, config: P) -> AsyncIterator[Found]:  # noqa: ARG002  # as above
+        """Look for devices where `config` points to, one at a time; nothing is written to any.
+
+        Raises:
+            ConfigError: This driver cannot discover, or not with this config.
+            DeviceError: There is nothing that answers.
+        """
+        raise ConfigError("", f"the {self.protocol} driver cannot discover devices")
+
     @abstractmethod
     def connect(self, device_id: DeviceId, config: P) -> AbstractAsyncContextManager[Link[V]]:
-        """Open a link; leaving the block closes it.
+        """Open a link; leaving the block closes it. Devices that share a wire share it through `SharedLines`.
+
+        Tasks started for the link end with it: what still runs a moment later is cancelled, counted and named. What
+        several devices share is started in `mappers.sdk.context.detached()`.
 
         Raises:
             DeviceError: Not now; the runtime tries again with back-off.
-            ConfigError: Not as declared; not tried again before the declaration changes.
+            ConfigError: Not as declared; shown as such, and tried again only every half a minute.
         """
 
 

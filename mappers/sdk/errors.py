@@ -16,7 +16,9 @@ __all__ = [
     "DeviceRejected",
     "DeviceTimeout",
     "DeviceUnreachable",
+    "DeviceUnsupported",
     "MapperError",
+    "UnknownProperty",
 ]
 
 
@@ -54,3 +56,11 @@ class DeviceRejected(DeviceError):
 
 class DeviceProtocolError(DeviceError):
     """The answer makes no sense in the device's protocol, or the driver failed on it."""
+
+
+class DeviceUnsupported(DeviceError):
+    """The driver or the device has no such ability: trying again does not help before something is declared anew."""
+
+
+class UnknownProperty(MapperError):
+    """A device has no property, or no method, of that name."""

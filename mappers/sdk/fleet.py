@@ -11,8 +11,11 @@ from typing import Final, Self
 from dmi.errors import UnknownDevice
 from dmi.twins import Twin
 from dmi.types import Device, DeviceId, DeviceModel, ModelId
+from mappers.sdk.declaration import check_driver
 from mappers.sdk.device import DeviceRunner
 from mappers.sdk.driver import AnyDriver
+from mappers.sdk.samples import NoSamples, Samples
+from mappers.sdk.stats import Histogram
 from mappers.sdk.uplink import Uplink
 
 __all__ = ["Fleet"]
@@ -25,9 +28,19 @@ STOP_DEADLINE_S: Final = 1.2
 class Fleet:
     """The devices that run, by id. Implements `dmi.server.MapperHandlers`. A context manager: it owns their tasks."""
 
-    def __init__(self, driver: AnyDriver, uplink: Uplink) -> None:
+    def __init__(self, driver: AnyDriver, uplink: Uplink, samples: Samples | None = None) -> None:
+        """
+        Raises:
+            ConfigError: The driver reads visitor keys that are the runtime's.
+        """
+        check_driver(driver)
+        self.protocol = driver.protocol
+        self.retired_latency = Histogram()
+        """The read latencies of devices that are gone, so that the mapper's histogram only grows."""
         self._driver = driver
         self._uplink = uplink
+        uplink.on_accepted = self._accepted
+        self._samples: Samples = samples or NoSamples()
         self._models: dict[ModelId, DeviceModel] = {}
         self._runners: dict[DeviceId, tuple[DeviceRunner, asyncio.Task[None]]] = {}
         self._touched_devices: set[DeviceId] = set()
@@ -45,6 +58,13 @@ class Fleet:
     @property
     def devices(self) -> Sequence[Device]:
         return [runner.device for runner, _ in self._runners.values()]
+
+    def find(self, device_id: DeviceId) -> DeviceRunner | None:
+        running = self._runners.get(device_id)
+        return running[0] if running else None
+
+    def runners(self) -> Sequence[DeviceRunner]:
+        return [runner for runner, _ in self._runners.values()]
 
     # what the edge core calls (DMI)
 
@@ -115,7 +135,7 @@ class Fleet:
             runner.update(device, model or runner.model)
             return
         logger.info("device %s: starting, %d properties", device.id, len(device.properties))
-        runner = DeviceRunner(self._driver, device, model, self._uplink)
+        runner = DeviceRunner(self._driver, device, model, self._uplink, self._samples)
         # Not in a TaskGroup: that would wait for ever for a driver that does not let go.
         task = asyncio.create_task(runner.run(), name=f"device {device.id}")
         self._runners[device.id] = (runner, task)
@@ -128,6 +148,11 @@ class Fleet:
         for id_ in ids:
             if id_ not in self._runners:
                 self._uplink.forget(id_)  # a read that ended just then
+                self._samples.forget(id_)
+
+    def _accepted(self, device_id: DeviceId, oldest_ms: int) -> None:
+        if runner := self.find(device_id):
+            runner.stats.reported_ms = oldest_ms
 
     async def _stop(self, ids: Sequence[DeviceId]) -> None:
         """Stop several at once; one that does not stop in time is left behind and named."""
@@ -135,6 +160,7 @@ class Fleet:
         for runner, task in stopping.values():
             runner.close()
             task.cancel()
+            self.retired_latency.add(runner.stats.read_latency)
         if not stopping:
             return
         _, late = await asyncio.wait([task for _, task in stopping.values()], timeout=STOP_DEADLINE_S)

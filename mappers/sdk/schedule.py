@@ -6,7 +6,7 @@ import math
 import random
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 __all__ = ["MIN_CYCLE_S", "Schedule", "backoff", "cycle_s", "epoch_ms", "phase_of"]
@@ -34,8 +34,24 @@ def phase_of(id_: str) -> float:
     return zlib.crc32(id_.encode()) / 2**32
 
 
+wall_clock_ns: Callable[[], int] = time.time_ns
+"""Nanoseconds since the epoch. The test kit puts a clock of its own here."""
+
+
 def epoch_ms() -> int:
-    return time.time_ns() // 1_000_000
+    """Now, in milliseconds since the epoch."""
+    return wall_clock_ns() // 1_000_000
+
+
+class _Group:
+    """The properties of one cycle."""
+
+    __slots__ = ("cycle", "due", "names")
+
+    def __init__(self, cycle: float, due: float, names: tuple[str, ...]) -> None:
+        self.cycle = cycle
+        self.due = due
+        self.names = names
 
 
 class Schedule:
@@ -44,10 +60,14 @@ class Schedule:
     All properties share one phase; cycles that are multiples of each other fall due together and go into one read.
     """
 
+    __slots__ = ("_cycles", "_groups", "_offset_s", "_phase", "_sooner", "overruns")
+
     def __init__(self, phase: float) -> None:
         self._phase = phase
-        self._cycles: dict[str, float] = {}
-        self._due: dict[str, float] = {}
+        self._cycles: Mapping[str, float] = {}
+        self._groups: tuple[_Group, ...] = ()
+        self._sooner: dict[str, float] = {}
+        """Due before its turn: by property, since when."""
         self._offset_s = 0.0
         self.overruns = 0
         """Cycles that fell due while an earlier one was still being read; they are not made up for."""
@@ -57,30 +77,41 @@ class Schedule:
         return self._cycles
 
     def retime(self, cycles: Mapping[str, float], now: float) -> None:
-        """Take over the cycles, in seconds, by property. Those that did not change keep their next due time."""
+        """Take over the cycles, in seconds, by property. A cycle that was there before keeps its next due time."""
         self._offset_s = self._phase * min(cycles.values(), default=0.0)
-        due = {
-            name: self._due[name] if self._cycles.get(name) == cycle else self._after(now, cycle)
-            for name, cycle in cycles.items()
-        }
-        self._cycles, self._due = dict(cycles), due
+        known = {group.cycle: group.due for group in self._groups}
+        names: dict[float, list[str]] = {}
+        for name, cycle in cycles.items():
+            names.setdefault(cycle, []).append(name)
+        self._cycles = dict(cycles)
+        self._groups = tuple(
+            _Group(cycle, known[cycle] if cycle in known else self._after(now, cycle), tuple(members))
+            for cycle, members in names.items()
+        )
+        self._sooner = {name: due for name, due in self._sooner.items() if name in cycles}
 
     def expedite(self, now: float, names: Iterable[str] | None = None) -> None:
         """Make the names, or everything as after a connect, due at once; the grid stays."""
-        for name in self._due if names is None else names:
-            self._due[name] = now
+        self._sooner.update(dict.fromkeys(self._cycles if names is None else names, now))
 
     def next_due(self) -> float | None:
-        return min(self._due.values(), default=None)
+        grid = min((group.due for group in self._groups), default=None)
+        return grid if grid is None or not self._sooner else min(grid, *self._sooner.values())
 
     def take_due(self, now: float) -> tuple[str, ...]:
         """What is due by now, moved on to its next time on the grid."""
-        names = tuple(name for name, due in self._due.items() if due <= now)
-        for name in names:
-            cycle = self._cycles[name]
-            self.overruns += max(0, math.floor((now - self._due[name]) / cycle))
-            self._due[name] = self._after(now, cycle)
-        return names
+        due: tuple[str, ...] = ()
+        for group in self._groups:
+            if group.due <= now:
+                due += group.names
+                self.overruns += max(0, math.floor((now - group.due) / group.cycle))
+                group.due = self._after(now, group.cycle)
+        if self._sooner:
+            sooner = [name for name, at in self._sooner.items() if at <= now]
+            for name in sooner:
+                del self._sooner[name]
+            due += tuple(name for name in sooner if name not in due)
+        return due
 
     def _after(self, now: float, cycle: float) -> float:
         ticks = math.floor((now - self._offset_s) / cycle) + 1

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Final
 
-from dmi.client import EdgeCoreClient, MapperInfo
 from dmi.errors import PeerRefused, PeerUnavailable
+from dmi.ports import EdgeCorePort, MapperInfo
 from mappers.sdk.fleet import Fleet
 from mappers.sdk.schedule import backoff
 from mappers.sdk.uplink import Uplink
 
-__all__ = ["keep_registered"]
+__all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,45 +21,69 @@ RETRY_S: Final = (0.1, 1.0)
 REFUSED_S: Final = (1.0, 10.0)
 
 
-async def keep_registered(client: EdgeCoreClient, info: MapperInfo, fleet: Fleet, uplink: Uplink) -> None:
-    """Stay registered until cancelled. The mapper's own socket is served already: the edge core calls back at once.
+class Session:
+    """How it stands between one mapper and its edge core."""
 
-    Reports are held back while there is no registration; right after one, everything current is reported.
-    """
-    while True:
-        await _register(client, info, fleet)
-        fleet.report_all()
-        uplink.open()
-        try:
-            await _lost(client, uplink)
-        finally:
-            uplink.pause()
-        logger.warning("edge core lost; registering again")
+    def __init__(self, info: MapperInfo) -> None:
+        self._info = info
+        self.registered = False
+        self.since = time.time()
+        """Epoch seconds of the last change of `registered`; of the mapper's start before the first."""
+        self.problem = "it has not registered yet"
+        """Why it is not registered; empty while it is."""
+
+    async def run(self, edgecore: EdgeCorePort, fleet: Fleet, uplink: Uplink) -> None:
+        """Stay registered until cancelled. The mapper itself is served already: the edge core calls back at once.
+
+        Reports are held back while there is no registration; right after one, everything current is reported.
+        """
+        while True:
+            await self._register(edgecore, fleet)
+            fleet.report_all()
+            uplink.open()
+            try:
+                await _lost(edgecore, uplink)
+            finally:
+                uplink.pause()
+                self.end("the edge core went away")
+            logger.warning("edge core lost; registering again")
+
+    def end(self, problem: str) -> None:
+        """It is not registered, or not any more."""
+        if self.registered:
+            self.registered, self.since = False, time.time()
+        self.problem = problem
+
+    async def _register(self, edgecore: EdgeCorePort, fleet: Fleet) -> None:
+        away, refused = backoff(*RETRY_S), backoff(*REFUSED_S)
+        complaint = ""
+        while True:
+            fleet.begin_registration()
+            try:
+                registration = await edgecore.register(self._info)
+            except (PeerUnavailable, PeerRefused) as error:
+                if (new := f"{type(error).__name__}: {error}") != complaint:
+                    complaint = new
+                    logger.warning("mapper %s is not registered, trying again: %s", self._info.name, error)
+                self.problem = str(error)
+                await asyncio.sleep(next(refused if isinstance(error, PeerRefused) else away))
+                continue
+            for entry in registration.refused:
+                logger.warning("from the edge core, and left out: %s", entry)
+            await fleet.reconcile(registration.devices, registration.models)
+            self.registered, self.since, self.problem = True, time.time(), ""
+            logger.info(
+                "registered %s for protocol %s: %d devices",
+                self._info.name,
+                self._info.protocol,
+                len(registration.devices),
+            )
+            return
 
 
-async def _register(client: EdgeCoreClient, info: MapperInfo, fleet: Fleet) -> None:
-    away, refused = backoff(*RETRY_S), backoff(*REFUSED_S)
-    complaint = ""
-    while True:
-        fleet.begin_registration()
-        try:
-            registration = await client.register(info)
-        except (PeerUnavailable, PeerRefused) as error:
-            if (new := f"{type(error).__name__}: {error}") != complaint:
-                complaint = new
-                logger.warning("not registered, trying again: %s", error)
-            await asyncio.sleep(next(refused if isinstance(error, PeerRefused) else away))
-            continue
-        for entry in registration.refused:
-            logger.warning("from the edge core, and left out: %s", entry)
-        await fleet.reconcile(registration.devices, registration.models)
-        logger.info("registered %s for protocol %s: %d devices", info.name, info.protocol, len(registration.devices))
-        return
-
-
-async def _lost(client: EdgeCoreClient, uplink: Uplink) -> None:
+async def _lost(edgecore: EdgeCorePort, uplink: Uplink) -> None:
     """Return when the connection broke, or a report found no one."""
-    watch = asyncio.create_task(client.wait_lost(), name="watch edge core")
+    watch = asyncio.create_task(edgecore.wait_lost(), name="watch edge core")
     watch.add_done_callback(lambda _: uplink.lost.set())
     try:
         await uplink.lost.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -17,7 +18,7 @@ from msgspec.structs import FieldInfo
 from dmi.errors import ConfigError
 from dmi.types import Scalar
 
-__all__ = ["decode_settings"]
+__all__ = ["decode_settings", "setting_names"]
 
 S = TypeVar("S", bound=Struct)
 
@@ -29,8 +30,7 @@ def decode_settings(config: Mapping[str, Scalar], type_: type[S]) -> tuple[S, tu
         ConfigError: `path` is the key; a key is missing, or its value is of the wrong type, out of range or not one of
             the allowed texts.
     """
-    fields = {f.encode_name.lower(): f for f in msgspec.structs.fields(type_)}
-    hints = get_type_hints(type_, include_extras=True)
+    fields, hints = _fields(type_)
     given: dict[str, Scalar] = {}
     unknown: list[str] = []
     for key, value in config.items():
@@ -47,6 +47,18 @@ def decode_settings(config: Mapping[str, Scalar], type_: type[S]) -> tuple[S, tu
         elif _required(field):
             raise ConfigError(name, "is missing")
     return type_(**values), tuple(unknown)
+
+
+def setting_names(type_: type[Struct]) -> frozenset[str]:
+    """The keys a struct reads, in lower case: manifests may write them in any."""
+    return frozenset(_fields(type_)[0])
+
+
+@cache
+def _fields(type_: type[Struct]) -> tuple[Mapping[str, FieldInfo], Mapping[str, Any]]:
+    """By key in lower case, and the types by field name; the same for every property of a fleet."""
+    fields = {f.encode_name.lower(): f for f in msgspec.structs.fields(type_)}
+    return fields, get_type_hints(type_, include_extras=True)
 
 
 def _required(field: FieldInfo) -> bool:

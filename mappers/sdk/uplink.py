@@ -2,18 +2,23 @@
 
 While the edge core is slow or away, newer values replace older ones here. Several devices' reports may be under way at
 once, one per device. A refused call is made again later with what is then the newest.
+
+A stock edge core takes one call a second from its whole node (DMI contract 0.1, rule 7). Once it has said so, calls are
+paced, and what changed goes before what only confirms; among equals the device that has waited longest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from dmi.errors import DmiError, PeerRefused, PeerUnavailable
 from dmi.twins import Twin
 from dmi.types import DeviceId, DeviceState
+from mappers.sdk.schedule import epoch_ms
+from mappers.sdk.stats import Histogram
 
 __all__ = ["ReportClient", "Uplink"]
 
@@ -23,7 +28,9 @@ IN_FLIGHT: Final = 16
 """Calls under way at once, over all devices."""
 RETRY_S: Final = (1.0, 30.0)
 PACED_S: Final = 1.05
-"""Time from call to call once the edge core said "too many": stock ones take 1 a second (DMI contract 0.1, rule 7)."""
+"""Time from call to call once the edge core said "too many"."""
+YIELD_S: Final = 30.0
+"""So long a confirmation lets changes of other devices go first, and no longer."""
 
 
 class ReportClient(Protocol):
@@ -37,12 +44,20 @@ class ReportClient(Protocol):
 class _Slot:
     """What one device has to say."""
 
+    __slots__ = ("device_id", "held", "news", "refusals", "since", "state", "ticket", "twins")
+
     def __init__(self, device_id: DeviceId) -> None:
         self.device_id = device_id
         self.twins: dict[str, Twin] = {}
         self.state: tuple[DeviceState, str] | None = None
-        self.queued = False
-        """In the queue, with a worker, or waiting for its retry."""
+        self.news = False
+        """It is more than a confirmation."""
+        self.since = 0.0
+        """Loop time since when there is something to say."""
+        self.ticket = 0
+        """Of its entry in the queue; 0: not in it."""
+        self.held = False
+        """With a worker, or waiting for its retry."""
         self.refusals = 0
 
     @property
@@ -56,32 +71,55 @@ class Uplink:
     def __init__(self, client: ReportClient) -> None:
         self._client = client
         self._slots: dict[DeviceId, _Slot] = {}
-        self._ready: asyncio.Queue[_Slot] = asyncio.Queue()
-        """At most one entry a slot; those of forgotten devices are passed over."""
+        self._queue: asyncio.PriorityQueue[tuple[float, int, _Slot]] = asyncio.PriorityQueue()
+        """(turn, ticket, slot), the lowest first. Entries whose ticket is not their slot's are passed over."""
+        self._tickets = 0
         self._open = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._retries: dict[DeviceId, asyncio.TimerHandle] = {}
         self._busy = 0
+        """Slots in the queue or held."""
         self._paced = False
         self._pace = asyncio.Lock()
+        self._free_at = 0.0
         self.lost = asyncio.Event()
         """Set when a call found the edge core gone; whoever registers clears it."""
+        self.on_accepted: Callable[[DeviceId, int], None] = lambda _device, _oldest_ms: None
+        """Called when the edge core took twins, with the collection time of the oldest good value among them."""
+        self.lag = Histogram()
+        """Of each report that was taken: how long ago its oldest good value had been collected."""
+        self.reports = 0
+        """Calls the edge core took."""
+        self.report_failures = 0
+        """Calls it refused, or that did not reach it."""
 
-    def put_twins(self, device_id: DeviceId, twins: Sequence[Twin]) -> None:
+    @property
+    def queue_depth(self) -> int:
+        """Devices that have something to say which the edge core has not taken yet."""
+        return self._busy
+
+    def is_paced(self) -> bool:
+        """Whether calls are made one at a time, `PACED_S` apart."""
+        return self._paced
+
+    def put_twins(self, device_id: DeviceId, twins: Sequence[Twin], *, news: bool = True) -> None:
+        """`news`: something changed; False: it only confirms what was reported before."""
         slot = self._slot(device_id)
-        slot.twins.update((t.property_name, t) for t in twins)
-        self._enqueue(slot)
+        for twin in twins:
+            slot.twins[twin.property_name] = twin
+        self._enqueue(slot, news)
 
     def put_state(self, device_id: DeviceId, state: DeviceState, reason: str) -> None:
         slot = self._slot(device_id)
         slot.state = (state, reason)
-        self._enqueue(slot)
+        self._enqueue(slot, news=True)
 
     def forget(self, device_id: DeviceId) -> None:
         """The device is gone: what it had to say is not said any more."""
-        if (slot := self._slots.pop(device_id, None)) and slot.queued:
-            self._busy -= 1
+        if slot := self._slots.pop(device_id, None):
+            self._busy -= bool(slot.ticket) or slot.held
+            slot.ticket = 0
         if timer := self._retries.pop(device_id, None):
             timer.cancel()
         self._note_idle()
@@ -109,6 +147,8 @@ class Uplink:
             for timer in self._retries.values():
                 timer.cancel()
 
+    # the queue
+
     def _slot(self, device_id: DeviceId) -> _Slot:
         slot = self._slots.get(device_id)
         if slot is None:
@@ -119,16 +159,51 @@ class Uplink:
         """Whether its device was not forgotten; one that came back since has another slot."""
         return self._slots.get(slot.device_id) is slot
 
-    def _enqueue(self, slot: _Slot) -> None:
-        if not slot.queued and not slot.empty:
-            slot.queued = True
+    def _enqueue(self, slot: _Slot, news: bool) -> None:
+        """Give the slot its place, or a better one now that it has news."""
+        upgrade = news and not slot.news
+        slot.news |= news
+        if slot.held or (slot.ticket and not upgrade) or slot.empty:
+            return
+        if not slot.ticket:
+            slot.since = slot.since or asyncio.get_running_loop().time()
             self._busy += 1
             self._idle.clear()
-            self._ready.put_nowait(slot)
+        self._tickets += 1
+        slot.ticket = self._tickets
+        self._queue.put_nowait((slot.since + (0.0 if slot.news else YIELD_S), slot.ticket, slot))
+
+    async def _take(self) -> _Slot | None:
+        """The slot whose turn it is, None if there is none after all; while calls are paced, not before the next call
+        may be made."""
+        if not self.is_paced():
+            entry = await self._queue.get()
+            if not self.is_paced():
+                return self._hold(entry)
+            self._queue.put_nowait(entry)  # paced since: somebody else's turn may be first by then
+        loop = asyncio.get_running_loop()
+        async with self._pace:
+            while (wait_s := self._free_at - loop.time()) > 0:  # noqa: ASYNC110  # a refusal meanwhile puts it off
+                await asyncio.sleep(wait_s)
+            if not self.is_paced():
+                return None
+            await self._open.wait()
+            if slot := self._hold(await self._queue.get()):
+                self._free_at = loop.time() + PACED_S
+            return slot
+
+    def _hold(self, entry: tuple[float, int, _Slot]) -> _Slot | None:
+        _, ticket, slot = entry
+        if slot.ticket != ticket:
+            return None
+        slot.ticket, slot.held = 0, True
+        return slot
 
     async def _work(self) -> None:
         while True:
-            slot = await self._ready.get()
+            slot = await self._take()
+            if slot is None:
+                continue
             await self._open.wait()
             if not self._is_current(slot):
                 continue
@@ -137,15 +212,16 @@ class Uplink:
                 continue  # forgotten while the call was under way
             if delay_s:
                 loop = asyncio.get_running_loop()
-                self._retries[slot.device_id] = loop.call_later(delay_s, self._retry, slot)
+                self._retries[slot.device_id] = loop.call_later(delay_s, self._release, slot)
             else:
-                self._retry(slot)
+                self._release(slot)
 
-    def _retry(self, slot: _Slot) -> None:
+    def _release(self, slot: _Slot) -> None:
+        """The call was made; what came meanwhile, or could not be said, has its turn again."""
         self._retries.pop(slot.device_id, None)
-        slot.queued = False
+        slot.held = False
         self._busy -= 1
-        self._enqueue(slot)
+        self._enqueue(slot, news=False)
         self._note_idle()
 
     def _note_idle(self) -> None:
@@ -153,48 +229,57 @@ class Uplink:
             self._paced = False
             self._idle.set()
 
+    # calls
+
     async def _send(self, slot: _Slot) -> float:
-        """Report what the slot holds; what could not be said goes back unless something newer came. Returns how many
-        seconds to wait before the next call for this device."""
+        """Make one call; what could not be said goes back unless something newer came. Returns how many seconds to wait
+        before the next call for this device."""
+        state, twins, news = slot.state, slot.twins, slot.news
         try:
-            if slot.state is not None:
-                await self._keep_pace()
-                state, slot.state = slot.state, None
-                try:
-                    if state is not None:
-                        await self._client.report_state(slot.device_id, *state)
-                except BaseException:
-                    slot.state = slot.state or state
-                    raise
-            if slot.twins:
-                await self._keep_pace()
-                twins, slot.twins = slot.twins, {}
-                try:
-                    await self._client.report_twins(slot.device_id, list(twins.values()))
-                except BaseException:
-                    slot.twins = {**twins, **slot.twins}
-                    raise
-        except PeerUnavailable:
+            if state is not None:
+                slot.state, slot.news = None, bool(twins) and news
+                await self._client.report_state(slot.device_id, *state)
+            else:
+                slot.twins, slot.news = {}, False
+                await self._client.report_twins(slot.device_id, list(twins.values()))
+        except BaseException as error:
+            self.report_failures += 1
+            slot.news = True if state is not None else slot.news or news
+            if state is not None:
+                slot.state = slot.state or state
+            else:
+                slot.twins = {**twins, **slot.twins}
+            if not isinstance(error, DmiError):
+                raise
+            return self._failed(slot, error)
+        self.reports += 1
+        slot.refusals, slot.since = 0, 0.0
+        if state is None:
+            self._accepted(slot.device_id, twins)
+        return 0.0
+
+    def _accepted(self, device_id: DeviceId, twins: dict[str, Twin]) -> None:
+        oldest_ms = 0
+        for twin in twins.values():
+            reported = twin.reported
+            if reported.quality == "good" and reported.collected_ms:
+                oldest_ms = min(oldest_ms or reported.collected_ms, reported.collected_ms)
+        if oldest_ms:
+            self.lag.observe(max(0, epoch_ms() - oldest_ms) / 1000)
+            self.on_accepted(device_id, oldest_ms)
+
+    def _failed(self, slot: _Slot, error: DmiError) -> float:
+        if isinstance(error, PeerUnavailable):
             self.pause()
             self.lost.set()
             return 0.0
-        except DmiError as error:
-            return self._refused(slot, error)
-        slot.refusals = 0
-        return 0.0
-
-    def _refused(self, slot: _Slot, error: DmiError) -> float:
         if isinstance(error, PeerRefused) and "too many" in error.details.lower():
             if not self._paced:
                 self._paced = True
                 logger.info("the edge core takes no more reports for now: pacing them, the newest values win")
+            self._free_at = asyncio.get_running_loop().time() + PACED_S
             return 0.0
         if not slot.refusals:
             logger.warning("device %s: the edge core refused a report, trying again: %s", slot.device_id, error)
         slot.refusals = min(slot.refusals + 1, 8)
         return min(RETRY_S[0] * 2.0 ** (slot.refusals - 1), RETRY_S[1])
-
-    async def _keep_pace(self) -> None:
-        if self._paced:
-            async with self._pace:
-                await asyncio.sleep(PACED_S)

@@ -5,26 +5,54 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from dmi.errors import ConversionError
 from dmi.types import DeviceId
 from dmi.values import Value, format_value
+from mappers.sdk.alarm import Alarm
+from mappers.sdk.collect import Collector
 from mappers.sdk.connection import Connection
+from mappers.sdk.context import current_device, detached
 from mappers.sdk.driver import AnyDriver, ReadResult
-from mappers.sdk.errors import DeviceError, DeviceRejected, DeviceUnreachable
+from mappers.sdk.errors import (
+    DeviceError,
+    DeviceProtocolError,
+    DeviceRejected,
+    DeviceTimeout,
+    DeviceUnreachable,
+    DeviceUnsupported,
+)
 from mappers.sdk.schedule import epoch_ms
+from mappers.sdk.stats import DeviceStats
 from mappers.sdk.tracking import Tracker
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "shown"]
 
 logger = logging.getLogger(__name__)
 
-_IDLE_S: Final = 3600.0
+PUSHED_BACK_S: Final = 5.0
+"""How long a device that cannot be read has to send a value that was written."""
 
 
 class Writer:
-    """Writes what is due as soon as it is due, beside the collect cycles: the link lets it in between two requests."""
+    """Writes what is due as soon as it is due, beside the collect cycles: the link lets it in between two requests.
+
+    Has a task only while something is to be written; `on_end` is called with it when it has ended.
+    """
+
+    __slots__ = (
+        "_alarm",
+        "_collector",
+        "_connection",
+        "_device_id",
+        "_driver",
+        "_flush",
+        "_on_end",
+        "_stats",
+        "_trackers",
+        "task",
+    )
 
     def __init__(
         self,
@@ -32,30 +60,47 @@ class Writer:
         device_id: DeviceId,
         connection: Connection,
         trackers: Mapping[str, Tracker],
+        collector: Collector,
+        stats: DeviceStats,
         flush: Callable[[], None],
+        on_end: Callable[[asyncio.Task[None]], None],
     ) -> None:
         self._driver = driver
         self._device_id = device_id
         self._connection = connection
         self._trackers = trackers
+        self._collector = collector
+        self._stats = stats
         self._flush = flush
-        self._wake = asyncio.Event()
+        self._on_end = on_end
+        self._alarm = Alarm()
+        self.task: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
-        self._wake.set()
+        """Something may be due. Called while the device runs only."""
+        if self.task is not None:
+            self._alarm.ring()
+        elif self._next_due() is not None:
+            context = detached()  # whoever calls: the task is this device's
+            context.run(current_device.set, self._device_id)
+            self.task = asyncio.create_task(self._run(), name=f"write {self._device_id}", context=context)
+            self.task.add_done_callback(self._on_end)
 
-    async def run(self) -> None:
+    def _next_due(self) -> float | None:
+        return min((t.write_due for t in self._trackers.values() if t.write_due is not None), default=None)
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            next_due = min((t.write_due for t in self._trackers.values() if t.write_due is not None), default=None)
-            try:
-                async with asyncio.timeout(_IDLE_S if next_due is None else max(next_due - loop.time(), 0)):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
-            await self._write_due(loop.time())
-            self._flush()
+        try:
+            while (next_due := self._next_due()) is not None:
+                if next_due > loop.time():
+                    await self._alarm.wait(next_due)
+                    continue
+                await self._write_due(loop.time())
+                self._flush()
+        finally:
+            if self.task is asyncio.current_task():
+                self.task = None
 
     async def _write_due(self, now: float) -> None:
         due = [t for t in self._trackers.values() if t.write_due is not None and t.write_due <= now]
@@ -73,73 +118,137 @@ class Writer:
         """After a connect: what the device has already is not written again."""
         wanted = [(t, t.wanted) for t in trackers]
         at = asyncio.get_running_loop().time()
-        results = await self._connection.read([t.property for t in trackers])
+        lane = self._connection.command
+        async with lane.lock:
+            results = await self._connection.read([t.property for t in trackers], lane)
         for tracker, value in wanted:
             tracker.compare_first = False
-            if (
-                value is not None
-                and self._still(tracker, value)
-                and self._has(tracker, results[tracker.name], value, at)
-            ):
-                tracker.applied(epoch_ms())
+            if value is not None and self._still(tracker, value):
+                self._note(tracker, results[tracker.name], at)
+                if self._has(tracker, results[tracker.name], value):
+                    tracker.applied(epoch_ms())
 
-    def _has(self, tracker: Tracker, result: ReadResult, wanted: Value, at: float) -> bool:
+    def _has(self, tracker: Tracker, result: ReadResult, wanted: Value) -> bool:
         try:
-            return self._holds(tracker, result, self._driver.held_value(tracker.property, wanted), at)
+            return self._holds(tracker, result, self._driver.held_value(tracker.property, wanted))
         except Exception:  # noqa: BLE001  # whatever the driver has against the value, the write that follows says it
             return False
 
     async def _write(self, tracker: Tracker) -> None:
-        loop, wanted = asyncio.get_running_loop(), tracker.wanted
+        wanted = tracker.wanted
         if wanted is None:
             tracker.write_due = None
             return
         try:
-            # Asked for first, so that a value the device cannot hold is refused before the device is touched.
-            held = self._driver.held_value(tracker.property, wanted)
-            await self._connection.write(tracker.property, wanted)
-            at = loop.time()
-            result = (await self._connection.read([tracker.property]))[tracker.name]
+            held, result = await self.carry_out(tracker, wanted)
         except ConversionError as error:
             if self._still(tracker, wanted):
-                self._log(tracker, "failed", f"desired: {error}")
-                tracker.refuse(f"desired: {error}", epoch_ms())
+                self._refuse(tracker, f"desired: {error}")
         except DeviceUnreachable as error:
             if self._still(tracker, wanted):
                 tracker.waits(error.problem, epoch_ms())
+        except DeviceUnsupported as error:
+            if self._still(tracker, wanted):
+                self._refuse(tracker, error.problem)
         except DeviceError as error:
             if self._still(tracker, wanted):
-                self._fail(tracker, error.problem, slow=isinstance(error, DeviceRejected))
-        except Exception as error:  # held_value is the driver's; anything it raises concerns this property only
-            logger.exception("device %s: property %s: the driver failed", self._device_id, tracker.name)
-            if self._still(tracker, wanted):
-                self._fail(tracker, f"the driver failed: {error!r}", slow=True)
+                self._fail(tracker, error.problem, slow=isinstance(error, DeviceRejected | DeviceProtocolError))
         else:
             if self._still(tracker, wanted):
-                self._conclude(tracker, held, result, at)
+                self._conclude(tracker, held, result)
 
-    def _conclude(self, tracker: Tracker, held: Value, result: ReadResult, at: float) -> None:
+    async def carry_out(self, tracker: Tracker, value: Value, method: str = "") -> tuple[Value, ReadResult]:
+        """Write, or call a method, and read back: what the device should hold, and what it has. The latter is noted.
+
+        Raises:
+            ConversionError: The device cannot hold the value; it was not touched.
+            DeviceError: Not written, or not known to be.
+        """
+        loop, connection, name = asyncio.get_running_loop(), self._connection, tracker.name
+        async with connection.command.lock:
+            # Asked for first, so that a value the device cannot hold is refused before the device is touched.
+            held = value if method else self._held(tracker, value)
+            news = self._collector.watched[name] = asyncio.Event()
+            try:
+                at = loop.time()
+                await connection.write(tracker.property, value, connection.command, method)
+                result = await self._read_back(tracker, held, news, at)
+            finally:
+                del self._collector.watched[name]
+        self._note(tracker, result, at)
+        return held, result
+
+    def _held(self, tracker: Tracker, value: Value) -> Value:
+        try:
+            return self._driver.held_value(tracker.property, value)
+        except (ConversionError, DeviceError):
+            raise
+        except Exception as error:  # it is the driver's; anything it raises concerns this property only
+            self._stats.driver_errors += 1
+            logger.exception("device %s: property %s: the driver failed", self._device_id, tracker.name)
+            raise DeviceProtocolError(self._device_id, f"the driver failed: {error!r}") from error
+
+    async def _read_back(self, tracker: Tracker, held: Value, news: asyncio.Event, since: float) -> ReadResult:
+        connection, link = self._connection, self._connection.link
+        if link is None or link.reads is not None or not self._collector.is_pushed(tracker.name):
+            return (await connection.read([tracker.property], connection.command))[tracker.name]
+        try:
+            async with asyncio.timeout(PUSHED_BACK_S):
+                while connection.link is link and not (tracker.updated_at >= since and self._is(tracker, held)):
+                    news.clear()
+                    await news.wait()
+        except TimeoutError:
+            if tracker.updated_at < since:
+                return DeviceTimeout(self._device_id, f"the device did not send it within {PUSHED_BACK_S:g} s")
+        return held if self._is(tracker, held) else self._sent(tracker)
+
+    def _sent(self, tracker: Tracker) -> ReadResult:
+        """What a device that cannot be read sent last, when it is not what was written."""
+        if self._connection.link is None:
+            return self._connection.unreachable()
+        return DeviceProtocolError(self._device_id, f"the device sent {tracker.value or tracker.reason}")
+
+    def _is(self, tracker: Tracker, held: Value) -> bool:
+        try:
+            return tracker.quality == "good" and tracker.holds(held)
+        except ConversionError:
+            return False
+
+    def _note(self, tracker: Tracker, result: ReadResult, at: float) -> None:
+        """Take over what was read back, if it is a value."""
+        if isinstance(result, DeviceError | ConversionError) or tracker.updated_at > at:
+            return
+        try:
+            tracker.seen(result, epoch_ms(), at)
+        except ConversionError as error:
+            tracker.spoil(str(error))
+        else:
+            self._collector.sample(tracker)
+
+    def _conclude(self, tracker: Tracker, held: Value, result: ReadResult) -> None:
         """Written; what does the device have now?"""
         match result:
             case DeviceUnreachable():
                 tracker.waits(f"written, not read back: {result.problem}", epoch_ms())
+            case DeviceUnsupported():  # a broadcast, or a register that cannot be read: there is no more to find out
+                self._log(tracker, "applied", f"not verified: {result.problem}")
+                tracker.applied(epoch_ms(), f"not verified: {result.problem}")
             case DeviceError():
-                self._fail(tracker, f"written, not read back: {result.problem}")
+                self._fail(tracker, f"written, not confirmed: {result.problem}")
             case ConversionError():
-                self._fail(tracker, f"written, not read back: {result}")
-            case _ if self._holds(tracker, result, held, at):
+                self._fail(tracker, f"written, not confirmed: {result}")
+            case _ if self._holds(tracker, result, held):
                 self._log(tracker, "applied", "")
                 tracker.applied(epoch_ms())
             case _:
-                self._fail(tracker, f"written {_shown(tracker, held)}, but the device has {_shown(tracker, result)}")
+                self._fail(tracker, f"written {shown(tracker, held)}, but the device has {shown(tracker, result)}")
 
-    def _holds(self, tracker: Tracker, result: ReadResult, held: Value, at: float) -> bool:
-        """Take over what was read, and say whether it is `held`."""
+    def _holds(self, tracker: Tracker, result: ReadResult, held: Value) -> bool:
         if isinstance(result, DeviceError | ConversionError):
             return False
         try:
-            tracker.seen(result, epoch_ms(), at)
-            return tracker.holds(held)
+            type_ = tracker.property.model.type
+            return format_value(result, type_) == format_value(held, type_)
         except ConversionError:
             return False
 
@@ -147,9 +256,13 @@ class Writer:
         self._log(tracker, "failed", reason)
         tracker.failed(reason, asyncio.get_running_loop().time(), epoch_ms(), slow=slow)
 
+    def _refuse(self, tracker: Tracker, reason: str) -> None:
+        self._log(tracker, "failed", reason)
+        tracker.refuse(reason, epoch_ms())
+
     def _log(self, tracker: Tracker, write: str, reason: str) -> None:
         """On a change only: retries of a failing write say nothing new."""
-        if (tracker.desired.write, tracker.desired.reason) == (write, reason):
+        if tracker.desired.write == write and tracker.desired.reason.endswith(reason):
             return
         level = logging.INFO if write == "applied" else logging.WARNING
         logger.log(
@@ -170,8 +283,9 @@ class Writer:
         return self._current(tracker) and tracker.wanted is wanted
 
 
-def _shown(tracker: Tracker, value: Value) -> str:
+def shown(tracker: Tracker, value: Any) -> str:
+    """A value for people: as it would be reported, or as it is when it cannot be."""
     try:
         return format_value(value, tracker.property.model.type)
     except ConversionError:
-        return repr(value)
+        return repr(value)[:64]
