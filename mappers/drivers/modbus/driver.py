@@ -1,55 +1,51 @@
-"""The Modbus driver: TCP today; serial lines and the other transports are refused with a word."""
+"""The Modbus driver: TCP, TLS, UDP, RTU, RTU over TCP and ASCII. Devices on one line share it."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-
-from pymodbus.client import AsyncModbusTcpClient
-from pymodbus.exceptions import ConnectionException, ModbusException, ModbusIOException
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 from dmi.values import Value
+from mappers.drivers.modbus.checks import check_config, config_warnings, resolve_visitor
 from mappers.drivers.modbus.codec import decode_bits, decode_registers, encode_bits, encode_registers
+from mappers.drivers.modbus.discover import DISCOVERY, discover, probe_timeout_s
 from mappers.drivers.modbus.link import ModbusLink
-from mappers.drivers.modbus.settings import ModbusConfig, ModbusVisitor, resolve_visitor
+from mappers.drivers.modbus.settings import SERIAL, ModbusConfig, ModbusVisitor
+from mappers.drivers.modbus.transport import Transport, open_transport
 from mappers.sdk import (
-    ConfigError,
     ConversionError,
     DeviceId,
-    DeviceUnreachable,
     Driver,
+    Found,
     ModelProperty,
     Property,
+    Scalar,
+    SharedLines,
 )
 
 __all__ = ["ModbusDriver"]
 
-logger = logging.getLogger(__name__)
+LineKey = tuple[str, ...]
 
 
 class ModbusDriver(Driver[ModbusConfig, ModbusVisitor]):
-    """Modbus TCP."""
+    """Modbus. Devices with the same serial port, or the same address and port, share one connection and take turns on
+    it, as a bus and a gateway want it; `shareConnection: false` gives a network device one of its own."""
 
     protocol = "modbus"
     protocol_config = ModbusConfig
     visitor_config = ModbusVisitor
 
     def __init__(self) -> None:
-        library = logging.getLogger("pymodbus")
-        if library.level == logging.NOTSET:
-            # It logs each lost connection and late reply as an error of its own; the runtime reports them once.
-            library.setLevel(logging.CRITICAL)
+        self._lines: SharedLines[LineKey, Transport] = SharedLines()
 
     def check_config(self, config: ModbusConfig) -> ModbusConfig:
-        if config.communicate_mode.strip().upper() != "TCP":
-            raise ConfigError(
-                "communicateMode", f"{config.communicate_mode!r} is not supported: write TCP, or leave it out"
-            )
-        if not config.ip.strip():
-            raise ConfigError("ip", "is empty")
-        return config
+        return check_config(config)
+
+    def config_warnings(self, config: ModbusConfig) -> Iterable[tuple[str, str]]:
+        return config_warnings(config)
 
     def resolve(self, visitor: ModbusVisitor, model: ModelProperty) -> ModbusVisitor:
         return resolve_visitor(visitor, model)
@@ -62,47 +58,61 @@ class ModbusDriver(Driver[ModbusConfig, ModbusVisitor]):
             return decode_bits(encode_bits(value, visitor), visitor, type_)
         return decode_registers(encode_registers(value, visitor), visitor, type_)
 
+    async def discover(self, config: ModbusConfig) -> AsyncIterator[Found]:
+        async with open_transport(DISCOVERY, config, lambda _: None) as transport:
+
+            async def ask(unit: int, request: bytes) -> bytes:
+                if config.inter_frame_delay:
+                    await asyncio.sleep(config.inter_frame_delay / 1000)
+                return await transport.ask(DISCOVERY, unit, request, probe_timeout_s(config))
+
+            async with aclosing(discover(config, ask)) as search:
+                async for found in search:
+                    yield found
+
     @asynccontextmanager
     async def connect(self, device_id: DeviceId, config: ModbusConfig) -> AsyncIterator[ModbusLink]:
-        """Open one TCP connection.
+        """The device's unit on its line, opened if nobody uses it yet.
 
         Raises:
             DeviceUnreachable: No connection within the timeout.
+            ConfigError: Another device uses the line with other settings, or a setting can never work.
         """
 
-        def end_request(error: ModbusException) -> None:
-            if link.waiting and not client.ctx.response_future.done():
-                client.ctx.response_future.set_exception(error)
+        def open_(broken: Callable[[str], None]) -> AbstractAsyncContextManager[Transport]:
+            return open_transport(device_id, config, broken)
 
-        def changed(connected: bool) -> None:
-            if not connected:  # pymodbus would leave the request under way waiting for its timeout
-                end_request(ConnectionException("connection lost"))
+        key = line_key(device_id, config)
+        async with self._lines.use(key, open_, device_id=device_id, parameters=line_parameters(config)) as line:
+            yield ModbusLink(device_id, config, line)
 
-        def guarded(data: bytes, addr: tuple[Any, ...] | None = None) -> int:
-            try:
-                return received(data, addr)
-            except Exception as error:  # noqa: BLE001  # garbage makes pymodbus raise whatever, into the event loop
-                logger.debug("device %s: garbage received: %s", device_id, data.hex())
-                end_request(ModbusIOException(f"the reply makes no sense: {error}"))
-                return len(data)
 
-        client = AsyncModbusTcpClient(
-            config.ip.strip(),
-            port=config.port,
-            timeout=config.timeout / 1000,
-            retries=0,  # the next cycle is the retry
-            reconnect_delay=0,  # the runtime connects again
-            trace_connect=changed,
-        )
-        received = client.ctx.callback_data
-        client.ctx.callback_data = guarded  # type: ignore[method-assign]  # there is no hook around it
-        link = ModbusLink(device_id, config, client)
-        try:
-            if not await client.connect():
-                raise DeviceUnreachable(
-                    device_id,
-                    f"cannot connect to {config.ip}:{config.port} (refused, or no answer in {config.timeout} ms)",
-                )
-            yield link
-        finally:
-            client.close()
+def line_key(device_id: DeviceId, config: ModbusConfig) -> LineKey:
+    """What devices on one line have in common."""
+    if config.mode in SERIAL:
+        return ("serial", os.path.realpath(config.serial_name))  # two names of one port, as in /dev/serial/by-id
+    host, port = config.endpoint
+    kind = "udp" if config.mode == "UDP" else "tcp"
+    return (kind, host.lower(), str(port)) if config.share_connection else (kind, host.lower(), str(port), device_id)
+
+
+def line_parameters(config: ModbusConfig) -> dict[str, Scalar]:
+    """What devices on one line must agree on, by key."""
+    if config.mode in SERIAL:
+        return {
+            "communicateMode": config.mode,
+            "baudRate": config.baud_rate,
+            "dataBits": config.data_bits,
+            "stopBits": config.stop_bits,
+            "parity": config.parity,
+            "rs485Enabled": config.rs485_enabled,
+        }
+    parameters: dict[str, Scalar] = {"communicateMode": config.mode}
+    if config.mode == "TLS":
+        parameters |= {
+            "caFile": config.ca_file,
+            "certFile": config.cert_file,
+            "keyFile": config.key_file,
+            "serverName": config.server_name,
+        }
+    return parameters

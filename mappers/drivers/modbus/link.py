@@ -1,164 +1,136 @@
-"""A Modbus TCP connection to one unit, on pymodbus: reads in as few requests as it takes, writes of any width."""
+"""One Modbus unit on its line: reads in as few requests as it takes, writes with the function that fits."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from pymodbus.client import AsyncModbusTcpClient
-from pymodbus.exceptions import ConnectionException, ModbusException, ModbusIOException
-from pymodbus.pdu import ExceptionResponse, ModbusPDU
-
-from dmi.types import DeviceId
+from dmi.types import DeviceId, PropertyType
 from dmi.values import Value
-from mappers.drivers.modbus.codec import decode_bits, decode_registers, encode_bits, encode_registers
+from mappers.drivers.modbus import pdu
+from mappers.drivers.modbus.batch import Batch
+from mappers.drivers.modbus.codec import encode_bits, encode_mask, encode_registers, merge_bits
+from mappers.drivers.modbus.pdu import BadReply
 from mappers.drivers.modbus.plan import Address, ReadRequest, gaps, plan_reads
-from mappers.drivers.modbus.settings import BITS, MAX_REGISTERS, READ_CODES, ModbusConfig, ModbusVisitor
+from mappers.drivers.modbus.refusals import NO_ANSWER, SPLITTABLE, refusal
+from mappers.drivers.modbus.settings import BITS, READ_CODES, ModbusConfig, ModbusVisitor
+from mappers.drivers.modbus.transport import Transport
 from mappers.sdk import (
     ConversionError,
     DeviceError,
     DeviceProtocolError,
     DeviceRejected,
     DeviceTimeout,
-    DeviceUnreachable,
+    DeviceUnsupported,
+    Line,
     Property,
     ReadResult,
 )
 
-__all__ = ["ModbusLink", "modbus_errors"]
+__all__ = ["ModbusLink"]
 
 logger = logging.getLogger(__name__)
 
-LOST_AFTER: Final = 3
-"""Requests in a row without a reply after which the connection counts as lost."""
 _PLANS: Final = 64
-
-_REFUSALS: Final = {
-    1: "illegal function: the device does not know this kind of access",
-    2: "illegal data address: the device has no such register",
-    3: "illegal data value: the device refuses the value or the number of registers",
-    4: "device failure",
-    5: "acknowledged, but not done yet",
-    6: "device busy",
-    8: "memory parity error",
-}
-_SPLITTABLE: Final = frozenset({2, 3, 4})
-"""Refusals that one register of several may be the cause of; devices differ in which they answer."""
-_NO_PATH: Final = frozenset({10, 11})
-"""A gateway's answer for a unit that is not there."""
-
-
-@contextmanager
-def modbus_errors(device_id: DeviceId) -> Iterator[None]:
-    """Turn pymodbus failures raised in the block into `DeviceError`s, the cause kept."""
-    try:
-        yield
-    except ConnectionException as error:
-        raise DeviceUnreachable(device_id, "connection lost") from error
-    except ModbusIOException as error:
-        if "No response" in error.string:
-            raise DeviceTimeout(device_id, "no reply") from error
-        raise DeviceProtocolError(device_id, error.string) from error
-    except ModbusException as error:
-        raise DeviceProtocolError(device_id, error.string) from error
 
 
 class ModbusLink:
-    """One connection to one unit. pymodbus keeps one transaction on the wire at a time, first come first served, so
-    that a write gets in between two requests of a long read."""
+    """One unit. Each request is a turn on its line, so that others, and writes, get in between two of a long read.
 
-    def __init__(self, device_id: DeviceId, config: ModbusConfig, client: AsyncModbusTcpClient) -> None:
+    Unit 0 of a serial line is the broadcast address: writes go out to all devices, and as none answers, no write is
+    confirmed and no property can be read (over Serial Line V1.02, 2.1). On TCP, TLS and UDP it is a unit like others.
+    """
+
+    def __init__(self, device_id: DeviceId, config: ModbusConfig, line: Line[Transport]) -> None:
         self._device_id = device_id
         self._unit = config.slave_id
-        self._client = client
-        self.waiting = 0
-        """Requests on the wire or in line for it."""
-        self._silent = 0
+        self._timeout_s = config.timeout / 1000
+        self._gap_s = max(config.inter_frame_delay / 1000, _frame_gap_s(config))
+        self._is_broadcast = config.slave_id == 0 and config.mode in ("RTU", "RTUOVERTCP", "ASCII")
+        self._line = line
         self._holes: set[Address] = set()
-        self._most = MAX_REGISTERS
-        self._plans: dict[tuple[Property[ModbusVisitor], ...], tuple[ReadRequest, ...]] = {}
+        self._most = config.max_registers
+        self._gap = config.max_gap
+        self._plans: dict[tuple[Property[ModbusVisitor], ...], tuple[Batch, ...]] = {}
 
     async def read_many(self, properties: Sequence[Property[ModbusVisitor]]) -> Mapping[str, ReadResult]:
+        if self._is_broadcast:
+            unreadable = DeviceUnsupported(self._device_id, "slaveID 0 is the broadcast address: it cannot be read")
+            return {p.name: unreadable for p in properties}
         results: dict[str, ReadResult] = {}
-        by_name = {p.name: p for p in properties}
         silent: DeviceTimeout | None = None
-        for request in self._plan(tuple(properties)):
+        for batch in self._plan(tuple(properties)):
             if silent is None:
                 try:
-                    await self._read(request, by_name, results)
+                    await self._read(batch, results)
                 except DeviceTimeout as error:
                     silent = error
             if silent is not None:  # the rest would only wait as long
-                results.update((name, silent) for name, _ in request.items if name not in results)
+                results.update((name, silent) for name, _ in batch.request.items if name not in results)
         return results
 
     async def write(self, property_: Property[ModbusVisitor], value: Value) -> None:
-        visitor, client, unit = property_.visitor, self._client, self._unit
-        if visitor.is_bits:
-            bits = encode_bits(value, visitor)
-            if len(bits) == 1:
-                await self._transact(lambda: client.write_coil(visitor.offset, bits[0], device_id=unit))
-            else:
-                await self._transact(lambda: client.write_coils(visitor.offset, bits, device_id=unit))
-            return
-        words = encode_registers(value, visitor)
-        if len(words) == 1:
-            await self._transact(lambda: client.write_register(visitor.offset, words[0], device_id=unit))
+        visitor = property_.visitor
+        if visitor.bit is not None and visitor.write_function in ("single", "multiple"):
+            await self._write_merged(visitor, value)
         else:
-            await self._transact(lambda: client.write_registers(visitor.offset, words, device_id=unit))
+            await self._confirmed(write_request(value, visitor))
 
-    def _plan(self, properties: tuple[Property[ModbusVisitor], ...]) -> tuple[ReadRequest, ...]:
+    # reading
+
+    def _plan(self, properties: tuple[Property[ModbusVisitor], ...]) -> tuple[Batch, ...]:
         plan = self._plans.get(properties)
         if plan is None:
             if len(self._plans) >= _PLANS:  # declarations that are no more
                 self._plans.clear()
-            plan = plan_reads(((p.name, p.visitor) for p in properties), holes=self._holes, most=self._most)
-            self._plans[properties] = plan
+            types = {p.name: p.model.type for p in properties}
+            plan = self._plans[properties] = self._cover(((p.name, p.visitor) for p in properties), types)
         return plan
 
-    async def _read(
-        self, request: ReadRequest, by_name: Mapping[str, Property[ModbusVisitor]], results: dict[str, ReadResult]
-    ) -> None:
+    def _cover(
+        self, items: Iterable[tuple[str, ModbusVisitor]], types: Mapping[str, PropertyType]
+    ) -> tuple[Batch, ...]:
+        requests = plan_reads(items, holes=self._holes, most=self._most, gap=self._gap)
+        return tuple(Batch(request, types) for request in requests)
+
+    async def _read(self, batch: Batch, results: dict[str, ReadResult]) -> None:
         """One request and, where it is refused as a whole, those it is split into."""
+        request = batch.request
         try:
-            cells = await self._fetch(request)
+            reply = await self._transact(pdu.read(READ_CODES[request.register], request.start, request.count))
+            values = batch.decode(reply)
         except DeviceRejected as error:
-            if len(request.items) > 1 and error.code in _SPLITTABLE:
-                await self._read_split(request, by_name, results)
+            if len(request.items) > 1 and error.code in SPLITTABLE:
+                await self._read_split(batch, results)
             else:
                 results.update((name, error) for name, _ in request.items)
-            return
+        except BadReply as error:
+            garbled = self._garbled(error, reply)
+            results.update((name, garbled) for name, _ in request.items)
         except DeviceProtocolError as error:
             results.update((name, error) for name, _ in request.items)
-            return
-        for name, visitor in request.items:
-            part = cells[visitor.offset - request.start : visitor.end - request.start]
-            type_ = by_name[name].model.type
-            try:
-                decode = decode_bits if visitor.is_bits else decode_registers
-                results[name] = decode(part, visitor, type_)  # type: ignore[arg-type]  # bits for the one, words for the other
-            except ConversionError as error:
-                logger.debug("device %s: property %s: raw %s", self._device_id, name, list(part))
-                results[name] = error
+        else:
+            results.update(values)
+            if logger.isEnabledFor(logging.DEBUG):
+                for name in (name for name, value in values.items() if isinstance(value, ConversionError)):
+                    logger.debug("device %s: property %s: raw %s", self._device_id, name, batch.raw(name, reply))
 
-    async def _read_split(
-        self, request: ReadRequest, by_name: Mapping[str, Property[ModbusVisitor]], results: dict[str, ReadResult]
-    ) -> None:
+    async def _read_split(self, batch: Batch, results: dict[str, ReadResult]) -> None:
         """Find out what in a refused request is refused, and remember it for the life of the link: first the registers
         read along, then the items one by one, then the length."""
         self._plans.clear()
+        request = batch.request
         between = set(gaps(request))
         if between:
             self._holes |= between
-            for part in plan_reads(request.items, holes=self._holes, most=self._most):
-                await self._read(part, by_name, results)
+            for part in self._cover(request.items, batch.types):
+                await self._read(part, results)
             return
         refused = False
         for name, visitor in request.items:
             single = ReadRequest(visitor.register, visitor.offset, visitor.limit, ((name, visitor),))
-            await self._read(single, by_name, results)
+            await self._read(Batch(single, batch.types), results)
             if isinstance(results[name], DeviceRejected):
                 refused = True
                 self._holes.update((visitor.register, a) for a in range(visitor.offset, visitor.end))
@@ -167,46 +139,98 @@ class ModbusLink:
             self._most = max(1, min(self._most, registers) // 2)
             logger.info("device %s takes no reads of %d registers: trying %d", self._device_id, registers, self._most)
 
-    async def _fetch(self, request: ReadRequest) -> Sequence[int] | Sequence[bool]:
-        client, start, count, unit = self._client, request.start, request.count, self._unit
-        match request.register:
-            case "CoilRegister":
-                reply = await self._transact(lambda: client.read_coils(start, count=count, device_id=unit))
-            case "DiscreteInputRegister":
-                reply = await self._transact(lambda: client.read_discrete_inputs(start, count=count, device_id=unit))
-            case "HoldingRegister":
-                reply = await self._transact(lambda: client.read_holding_registers(start, count=count, device_id=unit))
-            case "InputRegister":
-                reply = await self._transact(lambda: client.read_input_registers(start, count=count, device_id=unit))
-        bits = request.register in BITS
-        cells: Sequence[int] | Sequence[bool] = reply.bits if bits else reply.registers
-        if reply.function_code != READ_CODES[request.register]:
-            raise DeviceProtocolError(
-                self._device_id, f"a reply to function {reply.function_code}, which was not asked"
-            )
-        if len(cells) != (-(-count // 8) * 8 if bits else count):  # bits come in whole bytes
-            raise DeviceProtocolError(self._device_id, f"asked for {count} of {request.register}, got {len(cells)}")
-        return cells
+    # writing
 
-    async def _transact(self, call: Callable[[], Awaitable[ModbusPDU]]) -> ModbusPDU:
+    async def _write_merged(self, visitor: ModbusVisitor, value: Value) -> None:
+        """A bit of a register without function 22: read, change, write, with no other request of ours in between."""
+        if self._is_broadcast:
+            raise DeviceUnsupported(self._device_id, "a bit cannot be broadcast without writeFunction mask")
+        merge_bits(0, value, visitor)  # refused before the device is touched
+        code = 0
+        async with self._line.turn(self._device_id, write=True, gap_s=self._gap_s) as transport:
+            request = pdu.read(READ_CODES["HoldingRegister"], visitor.offset, 1)
+            reply, code = await self._ask(transport, request)
+            if not code:
+                try:
+                    (word,) = pdu.parse_registers(reply, 1)
+                except BadReply as error:
+                    raise self._garbled(error, reply) from error
+                request = _write_words(visitor, [merge_bits(word, value, visitor)])
+                reply, code = await self._ask(transport, request)
+        self._check_written(request, reply, code)
+
+    async def _confirmed(self, request: bytes) -> None:
+        if self._is_broadcast:
+            async with self._line.turn(self._device_id, write=True, gap_s=self._gap_s) as transport:
+                await transport.broadcast(self._device_id, request)
+            return
+        async with self._line.turn(self._device_id, write=True, gap_s=self._gap_s) as transport:
+            reply, code = await self._ask(transport, request)
+        self._check_written(request, reply, code)
+
+    def _check_written(self, request: bytes, reply: bytes, code: int) -> None:
+        if code:
+            raise refusal(self._device_id, request[0], code)
         try:
-            with modbus_errors(self._device_id):
-                self.waiting += 1
-                reply = await call()
-        except DeviceTimeout as error:
-            self._silent += 1
-            if self._silent >= LOST_AFTER:
-                raise DeviceUnreachable(self._device_id, f"no reply to {self._silent} requests in a row") from error
-            raise
-        finally:
-            self.waiting -= 1
-        self._silent = 0
-        if isinstance(reply, ExceptionResponse):
-            raise self._refusal(reply.exception_code)
+            if request[0] == 23:
+                pdu.parse_registers(reply, int.from_bytes(request[3:5], "big"))
+            else:
+                pdu.check_echo(request, reply)
+        except BadReply as error:
+            raise self._garbled(error, reply) from error
+
+    # requests
+
+    async def _transact(self, request: bytes) -> bytes:
+        async with self._line.turn(self._device_id, gap_s=self._gap_s) as transport:
+            reply, code = await self._ask(transport, request)
+        if code:  # raised out here: the line itself is sound
+            raise refusal(self._device_id, request[0], code)
         return reply
 
-    def _refusal(self, code: int) -> DeviceError:
-        if code in _NO_PATH:
-            return DeviceUnreachable(self._device_id, f"the gateway does not reach unit {self._unit}")
-        text = _REFUSALS.get(code, "refused")
-        return DeviceRejected(self._device_id, f"{text} (exception {code})", code)
+    async def _ask(self, transport: Transport, request: bytes) -> tuple[bytes, int]:
+        """The reply, and its exception code or 0."""
+        reply = await transport.ask(self._device_id, self._unit, request, self._timeout_s)
+        try:
+            code = pdu.exception_code(reply)
+        except BadReply as error:
+            raise self._garbled(error, reply) from error
+        if code == NO_ANSWER:  # it has cost the line the gateway's timeout
+            raise DeviceTimeout(self._device_id, refusal(self._device_id, request[0], code).problem)
+        return reply, code
+
+    def _garbled(self, error: BadReply, reply: bytes) -> DeviceError:
+        logger.debug("device %s: received %s", self._device_id, reply.hex())
+        return DeviceProtocolError(self._device_id, f"the reply makes no sense: {error}")
+
+
+def write_request(value: Value, visitor: ModbusVisitor) -> bytes:
+    """The request that writes `value` as `writeFunction` says.
+
+    Raises:
+        ConversionError: The registers cannot hold it.
+    """
+    if visitor.is_bits:
+        bits = encode_bits(value, visitor)
+        if len(bits) == 1 and visitor.write_function != "multiple":
+            return pdu.write_coil(visitor.offset, bits[0])
+        return pdu.write_coils(visitor.offset, bits)
+    if visitor.bit is not None:
+        return pdu.mask_write(visitor.offset, *encode_mask(value, visitor))
+    return _write_words(visitor, encode_registers(value, visitor))
+
+
+def _write_words(visitor: ModbusVisitor, words: Sequence[int]) -> bytes:
+    if visitor.write_function == "readWrite":
+        return pdu.read_write(visitor.offset, words)
+    if len(words) == 1 and visitor.write_function != "multiple":
+        return pdu.write_register(visitor.offset, words[0])
+    return pdu.write_registers(visitor.offset, words)
+
+
+def _frame_gap_s(config: ModbusConfig) -> float:
+    """Between two RTU frames the line rests for 3.5 characters of 11 bits; above 19200 baud 1.75 ms (over Serial Line
+    V1.02, 2.5.1.1)."""
+    if config.mode != "RTU":
+        return 0.0
+    return max(3.5 * 11 / config.baud_rate, 0.00175)

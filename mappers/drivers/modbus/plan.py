@@ -35,20 +35,30 @@ def plan_reads(
     *,
     holes: Set[Address] = frozenset(),
     most: int = MAX_REGISTERS,
+    gap: int = MAX_GAP,
 ) -> tuple[ReadRequest, ...]:
     """Cover every item by exactly one request.
 
     Args:
         holes: Addresses the device refused. No request of several items covers one; an item that does goes alone.
-        most: Registers in one request, where a device takes fewer than the protocol's 125.
+        most: Registers in one request, where a device takes fewer than the protocol's 125; of bits 16 times as many. An
+            item wider than this goes alone.
+        gap: Unwanted registers read along at a stretch; of bits 16 times as many.
     """
     requests: list[ReadRequest] = []
+    run: list[tuple[str, ModbusVisitor]] = []
+    end = 0
     for item in sorted(items, key=lambda i: (i[1].register, i[1].offset, i[1].limit)):
-        merged = _merge(requests[-1], item, holes, most) if requests else None
-        if merged is not None:
-            requests[-1] = merged
-        else:
-            requests.append(ReadRequest(item[1].register, item[1].offset, item[1].limit, (item,)))
+        visitor = item[1]
+        if run and _joins(run, end, visitor, holes, most, gap):
+            run.append(item)
+            end = max(end, visitor.end)
+            continue
+        if run:
+            requests.append(_request(run, end))
+        run, end = [item], visitor.end
+    if run:
+        requests.append(_request(run, end))
     return tuple(requests)
 
 
@@ -58,14 +68,22 @@ def gaps(request: ReadRequest) -> Iterator[Address]:
     return ((request.register, a) for a in range(request.start, request.end) if a not in wanted)
 
 
-def _merge(request: ReadRequest, item: tuple[str, ModbusVisitor], holes: Set[Address], most: int) -> ReadRequest | None:
-    visitor = item[1]
-    if visitor.register != request.register:
-        return None
-    count = max(request.end, visitor.end) - request.start
-    scale = 16 if visitor.is_bits else 1
-    if visitor.offset - request.end > MAX_GAP * scale or count > min(most * scale, MAX_BITS):
-        return None
-    if holes and any((request.register, a) in holes for a in range(request.start, request.start + count)):
-        return None
-    return ReadRequest(request.register, request.start, count, (*request.items, item))
+def _request(run: list[tuple[str, ModbusVisitor]], end: int) -> ReadRequest:
+    first = run[0][1]
+    return ReadRequest(first.register, first.offset, end - first.offset, tuple(run))
+
+
+def _joins(
+    run: list[tuple[str, ModbusVisitor]], end: int, visitor: ModbusVisitor, holes: Set[Address], most: int, gap: int
+) -> bool:
+    """Whether an item can be read with the run before it, which ends at `end`."""
+    first = run[0][1]
+    if visitor.register != first.register:
+        return False
+    bits = 16 if visitor.is_bits else 1
+    limit = min(most * bits, MAX_BITS if visitor.is_bits else MAX_REGISTERS)
+    new_end = max(end, visitor.end)
+    if visitor.offset - end > gap * bits or new_end - first.offset > limit:
+        return False
+    unchecked = first.offset if len(run) == 1 else end
+    return not (holes and any((visitor.register, a) in holes for a in range(unchecked, new_end)))

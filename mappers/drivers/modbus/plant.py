@@ -36,6 +36,9 @@ class Image(Struct, frozen=True):
     discrete_inputs: dict[int, bool] = {}
     holding_registers: dict[int, int] = {}
     input_registers: dict[int, int] = {}
+    identity: dict[int, str] = {}
+    """What it says of itself: object id → text (V1.1b3, 6.21): 0 vendor, 1 product, 2 revision, 4 product name. Empty:
+    it does not know function 43."""
 
 
 class Boiler(Struct, frozen=True):
@@ -71,6 +74,7 @@ def boiler_image(boiler: Boiler) -> Image:
         discrete_inputs={0: boiler.door_open},
         holding_registers={0: 600, **dict(enumerate(text_words(LABEL, LABEL_REGISTERS), start=10))},
         input_registers=dict(enumerate(boiler.input_registers())),
+        identity={0: "kubetwin", 1: "boiler", 2: "1"},
     )
 
 
