@@ -4,7 +4,6 @@ box needs only its own extras.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import sys
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Any
 import click
 
 from dmi.errors import ConfigError
+from kubetwin.mapper_commands import mapper
+from kubetwin.needs import needs
+from kubetwin.simulate import simulate
 
 __all__ = ["main"]
 
 _PATH = click.Path(path_type=Path)
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 class _Commands(click.Group):
@@ -50,7 +51,7 @@ def main(verbose: bool) -> None:
 @click.option("--seconds", type=click.FloatRange(min=0), help="End by itself after this long.")
 def demo(directory: Path | None, seconds: float | None) -> None:
     """The whole path on one machine, with a simulated Modbus device."""
-    sys.exit(_needs("kubetwin.demo", "demo").run(directory, seconds))
+    sys.exit(needs("kubetwin.demo", "demo").run(directory, seconds))
 
 
 @main.command()
@@ -59,40 +60,17 @@ def demo(directory: Path | None, seconds: float | None) -> None:
 @click.option("--kubeconfig", type=_PATH, help="Where to write it. [default: kubeconfig in the data folder]")
 def apiserver(data: Path, port: int, kubeconfig: Path | None) -> None:
     """A Kubernetes API for one machine: loopback, SQLite, one administrator."""
-    _needs("kubetwin.apiserver", "demo").run(data, port, kubeconfig)
+    needs("kubetwin.apiserver", "demo").run(data, port, kubeconfig)
 
 
-@main.group()
-def mapper() -> None:
-    """Run mappers."""
-
-
-@mapper.command("run")
-@click.argument("protocols", nargs=-1, required=True, metavar="PROTOCOL...")
-@click.option("--config", type=_FILE, required=True, help="config.yaml of the mapper.")
-def mapper_run(protocols: tuple[str, ...], config: Path) -> None:
-    """Run the drivers of one or several protocols in this process."""
-    _needs("mappers.sdk.app", " or ".join(protocols)).run(protocols, config)
-
-
-@main.group()
-def simulate() -> None:
-    """A device to try against, no hardware."""
-
-
-@simulate.command("modbus")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=1502, show_default=True, help="0: a free one.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the process values' wandering.")
-def simulate_modbus(host: str, port: int, seed: int) -> None:
-    """A small boiler on Modbus TCP; prints the port it listens on."""
-    _needs("mappers.drivers.modbus.simulator", "modbus").run(host, port, seed=seed)
+main.add_command(mapper)
+main.add_command(simulate)
 
 
 @main.command()
 def crds() -> None:
     """Print the CustomResourceDefinitions, for kubectl apply -f -."""
-    click.echo(_needs("cloudcore.crds", "cloud").render(), nl=False)
+    click.echo(needs("cloudcore.crds", "cloud").render(), nl=False)
 
 
 @main.command()
@@ -105,7 +83,7 @@ def crds() -> None:
 def certs(directory: Path, nodes: tuple[str, ...], hosts: tuple[str, ...]) -> None:
     """Mint the channel's certificates: a CA, the cloud's, and one per node."""
     try:
-        _needs("cloudedge.certificates", "cloud").mint(directory, nodes=nodes, names=hosts)
+        needs("cloudedge.certificates", "cloud").mint(directory, nodes=nodes, names=hosts)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     click.echo("\n".join(sorted(str(p) for p in directory.glob("*.crt"))))
@@ -113,14 +91,4 @@ def certs(directory: Path, nodes: tuple[str, ...], hosts: tuple[str, ...]) -> No
 
 def kubectl_twin() -> None:
     """`kubectl twin`: kubectl runs any `kubectl-twin` on PATH as its own subcommand."""
-    _needs("kubetwin.plugin", "cloud").main()
-
-
-def _needs(module: str, extra: str) -> Any:
-    """Import a part of kubetwin; when its libraries are not installed, say which extra brings them."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("kubetwin", "mappers", "cloudcore", "cloudedge", "edgecore", "dmi"):
-            raise
-        raise click.ClickException(f"{error.name} is not installed: pip install 'kubetwin[{extra}]'") from error
+    needs("kubetwin.plugin", "cloud").main()

@@ -28,7 +28,23 @@ Where it differs from kube-apiserver, on purpose:
 - No Event v1 of `events.k8s.io`, Services, Deployments and the like.
 """
 
-from kubetwin.apiserver.server import ApiServer, run, serve
-from kubetwin.apiserver.storage import StorageError
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kubetwin.apiserver.server import ApiServer, run, serve
+    from kubetwin.apiserver.storage import StorageError
 
 __all__ = ["ApiServer", "StorageError", "run", "serve"]
+
+
+_HOMES = {"ApiServer": "server", "StorageError": "storage", "run": "server", "serve": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    """The server when it is asked for: `kubetwin mapper check` needs the schemas alone, not what serves HTTP."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -29,6 +29,8 @@ class Plan(Struct, frozen=True):
     directory: Path
     hub_port: int
     modbus_port: int
+    http_port: int
+    """Of the mapper's HTTP API and metrics."""
 
     @property
     def kubeconfig(self) -> Path:
@@ -101,6 +103,7 @@ class Plan(Struct, frozen=True):
                     "api_version": "v1.0.0",
                     "protocol": "modbus",
                     "edgecore_sock": str(d / "dmi.sock"),
+                    "http_port": self.http_port,
                 },
             },
         }
@@ -128,6 +131,7 @@ class Plan(Struct, frozen=True):
             "kubeconfig": str(self.kubeconfig),
             "kubectl": kubectl_path(),
             "modbus": self.modbus,
+            "mapper": f"http://127.0.0.1:{self.http_port}",
             "pids": pids,
             "commands": {name: self.command(name) for name in PROCESSES},
         }
@@ -149,8 +153,8 @@ def make_plan(directory: Path | None) -> Plan:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if directory.stat().st_uid != os.getuid():
         raise ConfigError("--dir", f"{directory} belongs to another user: choose another with --dir")
-    hub_port, modbus_port = _free_ports(2)
-    return Plan(directory=directory, hub_port=hub_port, modbus_port=modbus_port)
+    hub_port, modbus_port, http_port = _free_ports(3)
+    return Plan(directory=directory, hub_port=hub_port, modbus_port=modbus_port, http_port=http_port)
 
 
 def _free_ports(count: int) -> list[int]:
