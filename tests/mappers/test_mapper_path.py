@@ -182,7 +182,7 @@ async def test_a_bad_device_next_to_a_good_one(simulator: Simulator, tmp_path: P
             states = {device: (state, reason) for device, state, reason in edge.states}
             assert states[good.id] == ("online", "")
             assert states[serial.id][0] == states[orphan.id][0] == states[wrong.id][0] == "unhealthy"
-            assert states[serial.id][1].startswith("spec.protocol.configData.communicateMode: 'RTU'")
+            assert states[serial.id][1].startswith("spec.protocol.configData.serialName: is missing")
             assert states[orphan.id][1].startswith("spec.deviceModelRef.name: model 'plant/none'")
             assert states[wrong.id][1].startswith("property level: visitors.configData.register: 'Foo' is not one of")
             await edge.until(lambda: edge.value(wrong.id, "target") == "22" and edge.value(good.id, "level") == "11")

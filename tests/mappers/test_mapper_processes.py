@@ -173,7 +173,7 @@ async def test_the_mapper_process_stops_within_three_seconds(tmp_path: Path, num
 
 
 async def test_the_simulator_process_says_where_it_listens_and_stops() -> None:
-    code = "from mappers.drivers.modbus.simulator import run; run(port=0)"
+    code = "from mappers.drivers.modbus.simulator import Options, run; run(Options(port=0))"
     async with process(sys.executable, "-c", code) as simulator:
         said = await line(simulator)
         assert said.startswith("modbus tcp listening on 127.0.0.1:")

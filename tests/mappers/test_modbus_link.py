@@ -8,23 +8,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from pymodbus.exceptions import (
-    ConnectionException,
-    MessageRegisterException,
-    ModbusException,
-    ModbusIOException,
-    NoSuchIdException,
-    NotImplementedException,
-    ParameterException,
-)
 
 from dmi.types import ModelProperty, PropertyType
 from mappers.drivers.modbus import ModbusConfig, ModbusDriver, ModbusVisitor
-from mappers.drivers.modbus.link import ModbusLink, modbus_errors
+from mappers.drivers.modbus.link import ModbusLink
 from mappers.drivers.modbus.simulator import Image, Simulator
 from mappers.sdk import (
     ConversionError,
-    DeviceError,
     DeviceId,
     DeviceProtocolError,
     DeviceRejected,
@@ -282,23 +272,3 @@ def test_only_what_can_be_written_has_a_held_value() -> None:
         DRIVER.held_value(property_("p", "InputRegister", 0), 1)
     scaled = property_("p", "HoldingRegister", 0, "FLOAT", limit=1, scale=Decimal("0.1"))
     assert DRIVER.held_value(scaled, 21.57) == 21.6
-
-
-@pytest.mark.parametrize(
-    ("error", "becomes"),
-    (
-        (ConnectionException("x"), DeviceUnreachable),
-        (ModbusIOException("No response received after 0 retries"), DeviceTimeout),
-        (ModbusIOException("request uses device id=1"), DeviceProtocolError),
-        (ParameterException("x"), DeviceProtocolError),
-        (NoSuchIdException("x"), DeviceProtocolError),
-        (NotImplementedException("x"), DeviceProtocolError),
-        (MessageRegisterException("x"), DeviceProtocolError),
-        (ModbusException("x"), DeviceProtocolError),
-    ),
-)
-def test_no_library_exception_gets_out(error: ModbusException, becomes: type[DeviceError]) -> None:
-    with pytest.raises(becomes) as caught, modbus_errors(ID):
-        raise error
-    assert caught.value.__cause__ is error
-    assert str(caught.value).startswith("device plant/m1: ")

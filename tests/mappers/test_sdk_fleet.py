@@ -16,6 +16,7 @@ from mappers.sdk.device import DeviceRunner
 from mappers.sdk.fleet import Fleet
 from mappers.sdk.uplink import Uplink
 from tests.mappers.mapper_world import MODEL, MemoryDevice, MemoryDriver, eventually, memory_device, prop, wanting
+from tests.mappers.runner_world import Recorder
 from tests.mappers.test_sdk_uplink import Peer
 
 ID = DeviceId("plant/m1")
@@ -113,3 +114,29 @@ async def test_a_bound_that_is_no_number_fails_the_write_with_a_reason() -> None
         _, (twin,) = await fleet.get_device(ID)
         assert twin.desired.write == "failed"
         assert "NaN" in twin.desired.reason
+
+
+async def test_a_fleet_shows_its_runners_their_samples_and_what_became_of_their_reports() -> None:
+    samples = Recorder()
+    peer = Peer()
+    uplink = Uplink(peer)
+    sending = asyncio.create_task(uplink.run())
+    device = msgspec.structs.replace(
+        DEVICE, properties=(msgspec.structs.replace(DEVICE.properties[0], push_method={"mqtt": {}}),)
+    )
+    async with Fleet(MemoryDriver(m1=MemoryDevice(a=7)), uplink, samples) as fleet:
+        uplink.open()
+        assert (fleet.protocol, fleet.find(ID), list(fleet.runners())) == ("memory", None, [])
+        await fleet.reconcile([device], [MODEL])
+        runner = fleet.find(ID)
+        assert runner is not None
+        assert list(fleet.runners()) == [runner]
+        await eventually(lambda: bool(samples.samples) and runner.stats.reported_ms > 0)
+        assert (samples.samples[0].device, samples.samples[0].value) == (ID, "7")
+        assert runner.stats.reported_ms >= samples.samples[0].collected_ms
+        assert samples.forgotten == []
+        await fleet.remove_device(ID)
+        assert samples.forgotten == [ID]
+        assert sum(fleet.retired_latency.counts) == runner.stats.reads > 0
+    sending.cancel()
+    await asyncio.wait([sending])

@@ -92,7 +92,7 @@ async def test_a_read_back_that_differs_is_failed_and_tried_again(
         await edge.until(lambda: edge.value(ID, "target") == "1")
         await edge.apply(wanting(device, target="5"))
         await edge.until(lambda: edge.twins[ID, "target"].desired.write == "failed")
-        assert edge.twins[ID, "target"].desired.reason == "written 5, but the device has 4"
+        assert edge.twins[ID, "target"].desired.reason.endswith("written 5, but the device has 4")
         memory.keeps = None
         await edge.until(lambda: edge.twins[ID, "target"].desired.write == "applied")
         memory.write_fault = DeviceRejected(ID, "device busy", 6)

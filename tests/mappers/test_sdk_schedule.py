@@ -10,6 +10,10 @@ from mappers.sdk.schedule import MIN_CYCLE_S, Schedule, backoff, cycle_s, phase_
 CYCLES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from([0.05, 0.1, 0.5, 1.0, 2.0, 7.0]), min_size=1)
 
 
+def due_of(schedule: Schedule) -> dict[str, float]:
+    return {name: group.due for group in schedule._groups for name in group.names}
+
+
 @given(CYCLES, st.floats(0, 1, exclude_max=True), st.lists(st.floats(0.001, 5), max_size=30), st.floats(0, 1e6))
 def test_no_drift_and_nothing_is_forgotten(
     cycles: dict[str, float], phase: float, steps: list[float], start: float
@@ -18,13 +22,14 @@ def test_no_drift_and_nothing_is_forgotten(
     schedule = Schedule(phase)
     schedule.retime(cycles, start)
     now = start
-    expected = {name: schedule._due[name] for name in cycles}
+    expected = due_of(schedule)
+    assert set(expected) == set(cycles)
     for step in steps:
         now += step
         due = schedule.take_due(now)
         assert set(due) == {name for name, at in expected.items() if at <= now}
         for name in due:
-            ahead = schedule._due[name]
+            ahead = due_of(schedule)[name]
             assert now < ahead <= now + cycles[name] * 1.001
             assert abs((ahead - expected[name]) / cycles[name] % 1.0 - 0.5) > 0.499  # still on the grid
             expected[name] = ahead
@@ -73,3 +78,10 @@ def test_cycles_default_and_floor() -> None:
     assert cycle_s(0, 10_000) == 10.0
     assert 0 <= phase_of("plant/m1") < 1
     assert phase_of("plant/m1") != phase_of("plant/m2")
+
+
+def test_what_is_overdue_when_the_cycles_change_is_still_due() -> None:
+    schedule = Schedule(0.0)
+    schedule.retime({"a": 10.0}, 101.0)
+    schedule.retime({"a": 10.0, "b": 60.0}, 111.0)
+    assert schedule.take_due(111.0) == ("a",)

@@ -5,6 +5,7 @@ import pytest
 from dmi.twins import Reported
 from dmi.types import DesiredSpec, DeviceProperty, ModelProperty
 from mappers.sdk import ConversionError, Property
+from mappers.sdk.keys import PLAIN_REPORTS
 from mappers.sdk.tracking import Tracker
 from tests.mappers.mapper_world import MemoryVisitor
 
@@ -32,7 +33,7 @@ def test_one_missed_cycle_is_stale_three_are_bad_and_the_value_stays() -> None:
 def test_an_unchanged_value_is_not_dirty_but_newly_collected() -> None:
     t = tracker()
     t.seen(7, 1000, 1.0)
-    t.dirty = False
+    t.tell(1.0)
     t.seen(7, 2000, 2.0)
     assert (t.dirty, t.reported.collected_ms) == (False, 2000)
 
@@ -102,11 +103,29 @@ def test_retries_double_to_half_a_minute() -> None:
     assert t.write_due == 30.0
 
 
+def test_attempts_are_counted_in_the_reason_until_something_else_is_wanted() -> None:
+    t = tracker("5")
+    t.want(0.0, 0)
+    reasons = []
+    for now_ms in (1, 2, 3):
+        t.failed("written 5, but the device has 4", 0.0, now_ms)
+        reasons.append((t.desired.reason.removesuffix("written 5, but the device has 4"), t.desired.updated_ms))
+    assert reasons == [("", 1), ("attempt 2: ", 2), ("attempt 3: ", 3)]
+    t.want(4.0, 4)  # delivered again: tried at once, counted from one
+    assert (t.desired.write, t.write_due, t.attempts) == ("pending", 4.0, 0)
+    t.failed("device busy", 5.0, 5)
+    assert t.desired.reason == "device busy"
+    t.failed("device busy", 6.0, 6)
+    t.applied(7)
+    t.failed("device busy", 8.0, 8)
+    assert t.desired.reason == "device busy"
+
+
 def test_confirmations_come_with_the_report_cycle() -> None:
     t = tracker()
     assert t.confirm_due(9.6)  # ten seconds, to the nearest of its 1 s cycles
     assert not t.confirm_due(9.4)
-    t.declared = DeviceProperty("p", report_cycle_ms=2000)
+    t.redeclare(DeviceProperty("p", report_cycle_ms=2000), PLAIN_REPORTS)
     assert t.confirm_due(1.6)
 
 
