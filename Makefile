@@ -8,16 +8,27 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then command -v $$p; break; fi; done)
 PYTEST_WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test test-slow lint check bench proto clean
+# Servers that the data plane's tests run against.
+PROGRAMS := curl mosquitto redis-server mariadb-server
+
+.PHONY: demo test test-slow test-programs reference lint check bench proto clean
 
 demo: $(VENV)/installed ## the whole path on one machine; pass options as ARGS="--seconds 60"
 	$(BIN)/kubetwin demo $(ARGS)
 
 test: $(VENV)/installed ## unit and end-to-end tests
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow and not programs" $(ARGS)
 
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/pytest -m slow --timeout 900 $(ARGS)
+
+test-programs: $(VENV)/installed ## the data plane against Debian's servers, which root's first run installs
+	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(PROGRAMS) >/dev/null 2>&1; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(PROGRAMS); fi
+	$(BIN)/pytest -m programs $(ARGS)
+
+reference: $(VENV)/installed ## regenerate docs/drivers.md
+	$(BIN)/python -m kubetwin.reference > docs/drivers.md
 
 lint: $(VENV)/installed ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""What `mappers` costs and gives: one module a figure of its own."""
