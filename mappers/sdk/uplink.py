@@ -24,7 +24,7 @@ __all__ = ["ReportClient", "Uplink"]
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT: Final = 16
+IN_FLIGHT: Final = 32
 """Calls under way at once, over all devices."""
 RETRY_S: Final = (1.0, 30.0)
 PACED_S: Final = 1.05
