@@ -18,7 +18,7 @@ from dmi._pb.api_pb2_grpc import DeviceManagerServiceStub, DeviceMapperServiceSt
 from dmi.errors import ConfigError
 from dmi.ports import EdgeCorePort, MapperHandlers, MapperInfo, Registration
 from dmi.report import encode_report
-from dmi.rpc import CALL_TIMEOUT_S, REASON_KEY, open_channel, rpc_errors
+from dmi.rpc import CALL_TIMEOUT_S, EDGECORE_KEY, MAX_REASON_BYTES, REASON_KEY, open_channel, rpc_errors
 from dmi.server import serve_mapper
 from dmi.twins import Twin
 from dmi.types import Device, DeviceId, DeviceModel, DeviceState, ModelId, split_id
@@ -83,8 +83,10 @@ class EdgeCoreClient(_Client):
             ),
         )
         with rpc_errors(self._peer):
-            answer = await self._stub.MapperRegister(request, timeout=self._timeout_s)
-        return _read_registration(answer)
+            call = self._stub.MapperRegister(request, timeout=self._timeout_s)
+            answer = await call
+            ours = any(key == EDGECORE_KEY for key, _ in await call.initial_metadata() or ())
+        return _read_registration(answer, stock=not ours)
 
     async def report_twins(self, device: DeviceId, twins: Sequence[Twin], /) -> None:
         """Hand over what was read, any number of properties in one call. Returning means stored (upstream: queued)."""
@@ -96,7 +98,9 @@ class EdgeCoreClient(_Client):
         """Say whether the device is online, and in words why not."""
         namespace, name = split_id(device)
         request = pb.ReportDeviceStatesRequest(deviceName=name, deviceNamespace=namespace, state=state)
-        metadata = ((REASON_KEY, reason.encode()),) if reason else ()
+        # Cut, at a character, to what peers take as metadata: 8 KiB in all, and a third more on the wire.
+        text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore").encode()
+        metadata = ((REASON_KEY, text),) if text else ()
         with rpc_errors(self._peer):
             await self._stub.ReportDeviceStates(request, timeout=self._timeout_s, metadata=metadata)
 
@@ -158,7 +162,7 @@ class MapperClient(_Client):
             )
 
 
-def _read_registration(answer: pb.MapperRegisterResponse) -> Registration:
+def _read_registration(answer: pb.MapperRegisterResponse, *, stock: bool) -> Registration:
     """Upstream repeats a model once per device that uses it; one unreadable entry must not take the others down."""
     refused: list[str] = []
     models: dict[ModelId, DeviceModel] = {}
@@ -177,4 +181,6 @@ def _read_registration(answer: pb.MapperRegisterResponse) -> Registration:
             refused.append(f"device {entry.namespace}/{entry.name}: {error}")
         else:
             devices[device.id] = device
-    return Registration(devices=tuple(devices.values()), models=tuple(models.values()), refused=tuple(refused))
+    return Registration(
+        devices=tuple(devices.values()), models=tuple(models.values()), refused=tuple(refused), stock=stock
+    )

@@ -185,6 +185,8 @@ def _visitor(item: Json, path: str) -> Visitor | None:
 def _config(parent: Json, key: str, path: str) -> Config:
     config: dict[str, Scalar] = {}
     for name, value in _object(parent, key, path).items():
+        if value is None:
+            raise ConfigError(f"{path}.{key}.{name}", "has no value: give it one, or leave the key out")
         if not isinstance(value, str | bool | int | float):
             raise ConfigError(
                 f"{path}.{key}.{name}",

@@ -47,7 +47,7 @@ class UnknownModel(DmiError):
 
 
 class UnknownProperty(DmiError):
-    """The device has no property of that name."""
+    """The device has no property, or no method, of that name."""
 
 
 class PeerUnavailable(DmiError):

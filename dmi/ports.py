@@ -50,6 +50,9 @@ class Registration(Struct, frozen=True):
     models: tuple[DeviceModel, ...]
     refused: tuple[str, ...] = ()
     """Why an entry of the answer could not be read; the rest stands."""
+    stock: bool = False
+    """The edge core is KubeEdge's own, or as touchy: one call a second from its whole node, and values of a narrow
+    alphabet only (DMI contract 0.1, rules 7 and 10)."""
 
 
 class _Port(Protocol):

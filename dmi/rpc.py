@@ -21,7 +21,17 @@ from dmi.errors import (
     UnknownProperty,
 )
 
-__all__ = ["CALL_TIMEOUT_S", "MAX_MESSAGE_BYTES", "REASON_KEY", "code_for", "open_channel", "refusal", "rpc_errors"]
+__all__ = [
+    "CALL_TIMEOUT_S",
+    "EDGECORE_KEY",
+    "MAX_MESSAGE_BYTES",
+    "MAX_REASON_BYTES",
+    "REASON_KEY",
+    "code_for",
+    "open_channel",
+    "refusal",
+    "rpc_errors",
+]
 
 CALL_TIMEOUT_S: Final = 10.0
 """Upstream's edge core gives a mapper 10 s from dialling (DMI contract 1.3)."""
@@ -32,6 +42,12 @@ MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 REASON_KEY: Final = "kubetwin-reason-bin"
 """Call metadata of `ReportDeviceStates`: why the device is in that state, UTF-8. DMI has no field for it, and servers
 ignore metadata they do not know."""
+
+MAX_REASON_BYTES: Final = 4096
+
+EDGECORE_KEY: Final = "kubetwin-edgecore"
+"""Initial metadata of the answer to `MapperRegister`: the edge core is ours, none of the stock one's limits holds.
+Clients ignore metadata they do not know."""
 
 _CODES: Final[dict[type[Exception], grpc.StatusCode]] = {
     ConfigError: grpc.StatusCode.INVALID_ARGUMENT,

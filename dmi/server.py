@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Final, Never, TypeVar
@@ -25,7 +26,7 @@ from dmi._pb.api_pb2_grpc import (
 )
 from dmi.errors import ConfigError, DmiError, UnknownDevice
 from dmi.ports import LOCAL, EdgeCoreHandlers, MapperHandlers, MapperInfo
-from dmi.rpc import MAX_MESSAGE_BYTES, REASON_KEY, code_for
+from dmi.rpc import EDGECORE_KEY, MAX_MESSAGE_BYTES, REASON_KEY, code_for
 from dmi.types import DeviceId, ModelId, device_id
 from dmi.wire import device_from_pb, device_to_pb, model_from_pb, model_to_pb, twin_to_pb, twins_from_pb
 
@@ -55,11 +56,32 @@ async def serve_edgecore(
 
 @contextlib.asynccontextmanager
 async def serve_mapper(handlers: MapperHandlers, socket_path: str | Path) -> AsyncIterator[Path]:
-    """Serve an edge core on a unix socket while the block runs. Serve first, then register."""
+    """Serve an edge core on a unix socket while the block runs. Serve first, then register.
+
+    Raises:
+        ConfigError: The path is too long, or another process serves it, which runs the same devices then.
+    """
+    if _is_served(socket_path):
+        raise ConfigError(
+            str(socket_path),
+            "another process serves this socket: end that one, or give this mapper a socket and a name of its own",
+        )
     server = _new_server()
     add_DeviceMapperServiceServicer_to_server(_MapperServicer(handlers), server)
     async with _listen(server, Path(socket_path)) as path:
         yield path
+
+
+def _is_served(path: str | Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except BlockingIOError:  # more callers than it takes
+            return True
+        except OSError:  # also too long a path, which binding to it says better
+            return False
+    return True
 
 
 def _new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
@@ -146,6 +168,8 @@ class _ManagerServicer(DeviceManagerServiceServicer):
                 state=mapper.state,
             )
             answer = await self._handlers.register_mapper(info, with_data=request.withData)
+            if not answer.stock:
+                await context.send_initial_metadata(((EDGECORE_KEY, "1"),))
             return pb.MapperRegisterResponse(
                 modelList=[model_to_pb(m) for m in answer.models], deviceList=[device_to_pb(d) for d in answer.devices]
             )

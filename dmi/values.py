@@ -84,6 +84,10 @@ def format_value(value: Value, type_: PropertyType) -> str:
                 return "true" if value else "false"
         case "STRING":
             if isinstance(value, str):
+                try:
+                    value.encode()
+                except UnicodeEncodeError:
+                    raise ConversionError(f"{value!r} is no text that UTF-8 can hold") from None
                 return value
             if isinstance(value, bytes):
                 try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dmi import ConfigError, NodeName
 from dmi.local import LocalDmi
+from dmi.loop import run_to_end
 from edgecore.bus import Bus
 from edgecore.config import EdgeCoreConfig, socket_path
 from edgecore.devicetwin import DeviceTwin
@@ -54,7 +55,7 @@ async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None, mapp
 def run(config: EdgeCoreConfig, mappers: Prepared | None = None) -> None:
     """Run edge core until SIGTERM or SIGINT. Exits with 1 when it cannot start or fails, and says why in the log."""
     try:
-        asyncio.run(_run(config, mappers))
+        run_to_end(_run(config, mappers))
     except Exception as error:
         for leaf in _leaves(error):
             expected = isinstance(leaf, StoreError | ConfigError | OSError)

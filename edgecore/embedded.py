@@ -24,7 +24,8 @@ __all__ = ["GROUP", "EmbeddedMappers", "Prepared", "prepare"]
 logger = logging.getLogger(__name__)
 
 GROUP: Final = "kubetwin.embedded"
-"""Entry-point group of modules with `prepare(settings, *, where, directory) -> str` and `run(prepared, dmi, stop)`."""
+"""Entry-point group of modules with `prepare(settings, *, where, directory) -> str` and `run(prepared, dmi, stop, *,
+failures)`."""
 ENTRANCE: Final = "mappers"
 RESTART_S: Final = (1.0, 60.0)
 END_S: Final = 2.5
@@ -92,8 +93,8 @@ class EmbeddedMappers:
             began = loop.time()
             try:
                 module: Any = importlib.import_module(self._prepared.module)
-                await module.run(self._prepared.settings, self._dmi, stop)
-            except Exception:
+                await module.run(self._prepared.settings, self._dmi, stop, failures=self.failures)
+            except (Exception, SystemExit):
                 logger.exception("the mappers of this process failed")
             if stop.is_set():
                 return

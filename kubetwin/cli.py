@@ -54,7 +54,7 @@ def demo(directory: Path | None, seconds: float | None) -> None:
     sys.exit(needs("kubetwin.demo", "demo").run(directory, seconds))
 
 
-@main.command()
+@main.command(short_help="A Kubernetes API for one machine.")
 @click.option("--data", type=_PATH, required=True, help="Folder of the database, the token and the certificates.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: the port of last time, or a free one.")
 @click.option("--kubeconfig", type=_PATH, help="Where to write it. [default: kubeconfig in the data folder]")
@@ -67,13 +67,13 @@ main.add_command(mapper)
 main.add_command(simulate)
 
 
-@main.command()
+@main.command(short_help="Print the CustomResourceDefinitions.")
 def crds() -> None:
     """Print the CustomResourceDefinitions, for kubectl apply -f -."""
     click.echo(needs("cloudcore.crds", "cloud").render(), nl=False)
 
 
-@main.command()
+@main.command(short_help="Mint the certificates of the cloud-edge channel.")
 @click.option("--dir", "directory", type=_PATH, required=True, help="Where the files go; a CA found there is kept.")
 @click.option("--node", "nodes", multiple=True, help="A node to mint a client certificate for; may be repeated.")
 @click.option(

@@ -22,7 +22,7 @@ def mapper() -> None:
     """Write, check and run mappers."""
 
 
-@mapper.command("run")
+@mapper.command("run", short_help="Run the drivers of one or several protocols.")
 @click.argument("protocols", nargs=-1, required=True, metavar="PROTOCOL...")
 @click.option("--config", type=_FILE, required=True, help="config.yaml of the mapper.")
 def run(protocols: tuple[str, ...], config: Path) -> None:
@@ -31,7 +31,7 @@ def run(protocols: tuple[str, ...], config: Path) -> None:
     options.become_mapper(options.read_options(protocols, config))
 
 
-@mapper.command("new")
+@mapper.command("new", short_help="Make a project for a mapper of your own.")
 @click.argument("name")
 @click.option("--dir", "directory", type=_PATH, default=Path(), help="Where to make the folder NAME. [default: here]")
 @click.option("--protocol", default="", help="protocolName of its devices. [default: NAME]")
@@ -44,7 +44,7 @@ def new(name: str, directory: Path, protocol: str) -> None:
     click.echo(f"  cd {target}\n  pip install -e '.[test]'\n  pytest")
 
 
-@mapper.command("update")
+@mapper.command("update", short_help="Bring a project to the current scaffold.")
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
 @click.option("--force", is_flag=True, help="Also when the project has changes that are not committed.")
 def update(directory: Path, force: bool) -> None:
@@ -58,7 +58,7 @@ def update(directory: Path, force: bool) -> None:
         raise click.ClickException(f"resolve what is between <<<<<<< and >>>>>>> in {', '.join(conflicts)}")
 
 
-@mapper.command("check")
+@mapper.command("check", short_help="Say what is wrong with manifests.")
 @click.argument("paths", nargs=-1, required=True, type=_EXISTING, metavar="FILE|FOLDER...")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def check(paths: tuple[Path, ...], output: str) -> None:
@@ -79,14 +79,14 @@ def check(paths: tuple[Path, ...], output: str) -> None:
             f"{_count(report.errors, 'error')}, {_count(report.warnings, 'warning')}"
         )
     if report.schema_skipped:
-        missing = f"{report.schema_skipped} is not installed: pip install 'kubetwin[demo]'"
+        missing = f"{report.schema_skipped} is not installed: pip install 'kubetwin[check]'"
         click.echo(f"not checked against the API's schema: {missing}", err=True)
     if not report.devices and not report.models and not report.errors:
         raise click.ClickException("there is no Device and no DeviceModel in these files")
     sys.exit(1 if report.errors else 0)
 
 
-@mapper.command("discover")
+@mapper.command("discover", short_help="Look for devices and print manifests for them.")
 @click.argument("protocol")
 @click.argument("settings", nargs=-1, metavar="KEY=VALUE...")
 @click.option("-o", "--output", type=_PATH, help="File for the manifests; must not exist. [default: standard output]")
@@ -133,7 +133,7 @@ def drivers() -> None:
         click.echo(f"{protocol:{widths[0]}}  {distribution:{widths[1]}}  {can}".rstrip())
 
 
-@mapper.command("explain")
+@mapper.command("explain", short_help="Print the keys of a driver's manifests.")
 @click.argument("protocol")
 def explain(protocol: str) -> None:
     """Print the keys that a driver's manifests may have, with types, ranges and defaults."""

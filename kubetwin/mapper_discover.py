@@ -47,7 +47,8 @@ async def discover(driver: AnyDriver, config: Any, into: list[Found], tell: Call
         async for found in search:
             into.append(found)
             what = f": {_line(found.description)}" if found.description else ""
-            tell(f"found {found.name}, {len(found.properties)} properties{what}")
+            count = len(found.properties)
+            tell(f"found {found.name}, {count} {'property' if count == 1 else 'properties'}{what}")
     finally:
         if isinstance(search, AsyncGenerator):
             await search.aclose()

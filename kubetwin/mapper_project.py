@@ -34,7 +34,10 @@ BASE: Final = ".template.zip"
 OWN: Final = ("*/config.py", "*/driver.py", "*/simulator.py", "manifests/*", "tests/*")
 """The author's files: rendered once, and never touched again."""
 MAX_BASE_BYTES: Final = 4 * 1024 * 1024
-_TAKEN: Final = frozenset({"cloudcore", "cloudedge", "dmi", "edgecore", "kubetwin", "mappers", "test", "tests"})
+_TAKEN: Final = frozenset(
+    {"cloudcore", "cloudedge", "dmi", "edgecore", "kubetwin", "mappers", "test", "tests"}
+    | {"click", "google", "grpc", "h11", "msgspec", "pytest", "yaml"}  # what every mapper and its tests import
+)
 
 Fate = Literal["added", "updated", "merged", "conflict", "removed", "kept"]
 
@@ -64,7 +67,7 @@ def check_name(name: str) -> None:
     package = name.replace("-", "_")
     if package in _TAKEN or package in sys.stdlib_module_names or keyword.iskeyword(package):
         raise ConfigError(
-            "NAME", f"{name!r}: Python or kubetwin has a {package!r} already; add a word, as in acme-{name}"
+            "NAME", f"{name!r}: Python or a library has a {package!r} already; add a word, as in acme-{name}"
         )
 
 

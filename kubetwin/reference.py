@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +21,7 @@ from msgspec import Struct
 from mappers.sdk.driver import AnyDriver
 from mappers.sdk.keys import ReportKeys
 from mappers.sdk.options import find_driver
+from mappers.sdk.words import type_words
 
 __all__ = ["SHIPPED", "Key", "driver_page", "driver_text", "keys_of"]
 
@@ -54,7 +55,9 @@ def keys_of(struct: type[Struct]) -> list[Key]:
     texts = {name: text for base in reversed(struct.__mro__) for name, text in _field_texts(base).items()}
     (info,) = msgspec.inspect.multi_type_info([struct])
     fields = info.fields if isinstance(info, msgspec.inspect.StructType) else ()
-    return [Key(f.encode_name, _words(f.type), _default(f), " ".join(texts.get(f.name, "").split())) for f in fields]
+    return [
+        Key(f.encode_name, type_words(f.type), _default(f), " ".join(texts.get(f.name, "").split())) for f in fields
+    ]
 
 
 def driver_text(driver: AnyDriver, *, width: int = 100) -> str:
@@ -115,46 +118,6 @@ def _default(field: msgspec.inspect.Field) -> str:
     if value is None:
         return "not set"
     return '""' if value == "" else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _words(type_: Any) -> str:
-    """A field's type in the words of people who write YAML."""
-    kinds = msgspec.inspect
-    match type_:
-        case kinds.Metadata(type=inner):
-            return _words(inner)
-        case kinds.BoolType():
-            return "true or false"
-        case kinds.IntType():
-            return "whole number" + _range(type_)
-        case kinds.FloatType() | kinds.DecimalType():
-            return "number" + (_range(type_) if isinstance(type_, kinds.FloatType) else "")
-        case kinds.StrType():
-            return "text" + (f" like `{type_.pattern}`" if type_.pattern else "")
-        case kinds.LiteralType(values=values):
-            return "one of " + ", ".join(f"`{v}`" for v in values if v != "")
-        case kinds.EnumType(cls=cls):
-            return "one of " + ", ".join(f"`{member.value}`" for member in cls)
-        case kinds.UnionType(types=types):
-            return " or ".join(_words(t) for t in types if not isinstance(t, kinds.NoneType))
-    return "value"
-
-
-def _range(type_: Any) -> str:
-    low, high = type_.ge, type_.le
-    over, under = type_.gt, type_.lt
-    match low, high:
-        case (None, None):
-            parts = []
-        case (_, None):
-            parts = [f"{low} or more"]
-        case (None, _):
-            parts = [f"up to {high}"]
-        case _:
-            parts = [f"{low} to {high}"]
-    parts += [f"over {over}"] if over is not None else []
-    parts += [f"under {under}"] if under is not None else []
-    return "".join(f", {part}" for part in parts)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -21,13 +22,14 @@ def simulate() -> None:
 
 
 def _units(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    try:
-        units = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        units = (-1,)
-    if not all(0 <= unit <= 255 for unit in units):
-        raise click.BadParameter("write units from 0 to 255, such as 1,2,3")
-    return units
+    units: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        bounds = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part)
+        first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
+        if not first <= last <= 255:
+            raise click.BadParameter("write units from 0 to 255, such as 1,2,10-20")
+        units += range(first, last + 1)
+    return tuple(dict.fromkeys(units))
 
 
 @simulate.command("modbus")
@@ -37,7 +39,7 @@ def _units(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 @click.option("--serial", default="", metavar="PATH", help="Serial port of rtu and ascii. [default: as --pty]")
 @click.option("--pty", is_flag=True, help="rtu and ascii: make a pseudo-terminal, and print its path.")
 @click.option("--baud", type=int, default=9600, show_default=True)
-@click.option("--units", default="", callback=_units, metavar="1,2,3", help="[default: every unit]")
+@click.option("--units", default="", callback=_units, metavar="1,2,10-20", help="[default: every unit]")
 @click.option("--registers", type=_FILE, help="A register map; see docs/simulate-modbus.md.")
 @click.option("--model", "models", type=_FILE, multiple=True, help="Manifests of a DeviceModel and Devices of it.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the values' wandering and of faults.")
@@ -91,7 +93,10 @@ def simulate_control(path: Path, command: tuple[str, ...]) -> None:
     set HoldingRegister 0 5,6 1  kind, address, values, unit
     stats                        requests by unit and function, faults that struck
     """
-    reply: str = needs("mappers.drivers.modbus.simulator.control", "modbus").send(path, " ".join(command))
+    try:
+        reply: str = needs("mappers.drivers.modbus.simulator.control", "modbus").send(path, " ".join(command))
+    except OSError as error:
+        raise click.ClickException(f"{path}: no simulator listens there: {error.strerror or error}") from error
     if not reply.startswith("ok"):
         raise click.ClickException(reply.removeprefix("error ") or "the simulator closed the connection")
     click.echo(reply.removeprefix("ok").strip() or "ok")

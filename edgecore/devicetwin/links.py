@@ -6,6 +6,9 @@ side by side for several, until it is done. A device is new to a mapper once (`R
 `CreateDeviceModel`, which overwrites. Models are not taken away: a mapper drops them when it registers again
 (DMI contract 0.2, rules 3, 5, 9-12).
 
+A mapper that says nothing for a while is called, for one that hangs keeps its connection. The call is
+`CreateDeviceModel` of a model it has: DMI has none for the purpose, and this one changes nothing, also at a Go mapper.
+
 A removal whose answer was lost in a crash of ours is repeated, which can crash a Go mapper once; the other choice would
 leave it running a device that is gone.
 """
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 CALLS_AT_ONCE: Final = 8
 CALL_TIMEOUT_S: Final = 10.0
+QUIET_S: Final = 15.0
+"""A mapper that neither called nor answered for so long is called. Ours confirm values every 10 s by default."""
 FIRST_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 5.0
 _UNCERTAIN: Final = b""
@@ -69,6 +74,7 @@ class MapperLink:
         self._model_turn = asyncio.Lock()
         self._reachable = asyncio.Event()
         self._stalled = False
+        self._heard_at = asyncio.get_running_loop().time()
         self._away_since: float | None = asyncio.get_running_loop().time()
         self._todo: dict[DeviceId, None] = {}
         self._has_work = asyncio.Event()
@@ -107,7 +113,8 @@ class MapperLink:
             self._has_work.set()
 
     def heard(self) -> None:
-        """The mapper called us: it is alive."""
+        """The mapper called us, or answered: it is alive."""
+        self._heard_at = asyncio.get_running_loop().time()
         if self._stalled:
             self._stalled = False
             self._note_change()
@@ -117,6 +124,7 @@ class MapperLink:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch(), name=f"mapper {self.mapper.name} connection")
+                tasks.create_task(self._probe(), name=f"mapper {self.mapper.name} probe")
                 for number in range(CALLS_AT_ONCE):
                     tasks.create_task(self._work(), name=f"mapper {self.mapper.name} calls {number}")
         finally:
@@ -137,6 +145,29 @@ class MapperLink:
             self._reachable.clear()
             logger.warning("mapper %s is gone from %s", self.mapper.name, self.mapper.address)
             self._note_change()
+
+    async def _probe(self) -> None:
+        """See to it that a mapper which hangs is noticed, and that it is when it goes on."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._reachable.wait()
+            while (wait_s := self._heard_at + QUIET_S - loop.time()) > 0:  # noqa: ASYNC110  # a call puts it off
+                await asyncio.sleep(wait_s)
+            self._heard_at = loop.time()
+            with contextlib.suppress(ConfigError, StoreError):
+                device = next((device for device in self._handed if self._wanted(device)), None)
+                declaration = await self._load(device) if device is not None else None
+                if declaration is None:
+                    continue  # there is nothing to call it about
+                try:
+                    await self._port.create_model(declaration.model)
+                except PeerUnavailable as error:
+                    if self._reachable.is_set():
+                        self._stall(str(error))
+                    continue
+                except PeerRefused:
+                    pass  # it answers; what it has against the model is another matter
+                self.heard()
 
     async def _work(self) -> None:
         while True:
@@ -163,9 +194,7 @@ class MapperLink:
             answered = await self._reconcile(device)
         except PeerUnavailable as error:
             self._retry(device, f"does not answer: {error}")
-            if not self._stalled:
-                self._stalled = True
-                self._note_change()
+            self._stall(str(error))
         except (PeerRefused, ConfigError) as error:
             self._retry(device, f"refuses it: {error}")
             self._refuse(device, str(error))
@@ -230,6 +259,12 @@ class MapperLink:
         elif self._away_since is None:
             self._away_since = asyncio.get_running_loop().time()
         self._changed(self)
+
+    def _stall(self, why: str) -> None:
+        if not self._stalled:
+            self._stalled = True
+            logger.warning("mapper %s does not answer: %s", self.mapper.name, why)
+            self._note_change()
 
     def _refuse(self, device: DeviceId, why: str) -> None:
         if self.refused.get(device, "") == why:

@@ -13,10 +13,12 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from msgspec.structs import replace
 
 from dmi.errors import ConfigError
+from dmi.loop import run_to_end
 from dmi.ports import MapperInfo, MapperSide
 from mappers.sdk.config import MapperConfig, data_folder
 from mappers.sdk.driver import AnyDriver
@@ -55,7 +57,7 @@ def run_options(options: Options) -> None:
     set_up_logs(config.log, [ref.protocol for ref in options.drivers])
     drivers = [load_driver(ref) for ref in options.drivers]
     try:
-        asyncio.run(_until_signalled(drivers, infos(drivers, config), config))
+        run_to_end(_until_signalled(drivers, infos(drivers, config), config))
     except BaseExceptionGroup as group:
         wrong, other = group.split(ConfigError)
         if wrong is None or other is not None:
@@ -81,7 +83,7 @@ def infos(drivers: Sequence[AnyDriver], config: MapperConfig) -> list[MapperInfo
             single,
             name=f"{common.name}-{driver.protocol}",
             protocol=driver.protocol,
-            address=str(socket.with_name(f"{driver.protocol}.sock")),
+            address=str(socket.with_name(f"{quote(driver.protocol, safe='')}.sock")),
         )
         for driver in drivers
     ]
@@ -93,8 +95,11 @@ async def run_mappers(
     config: MapperConfig,
     side: MapperSide,
     stop: asyncio.Event,
+    *,
+    failures: int = 0,
 ) -> None:
-    """Run one mapper for each driver, and what they share, until `stop` is set.
+    """Run one mapper for each driver, and what they share, until `stop` is set. `failures` of all of them together came
+    before.
 
     Raises:
         ConfigError: A setting cannot work; also in an exception group.
@@ -103,18 +108,18 @@ async def run_mappers(
     """One that failed stays, for the health check to see, until it is started over."""
 
     async def run_one(driver: AnyDriver, info: MapperInfo) -> None:
-        failures = 0
+        failed_before = failures
 
         def started(mapper: Mapper) -> None:
-            mapper.failures = failures
+            mapper.failures = failed_before
             running[:] = [*(m for m in running if m.name != mapper.name), mapper]
 
-        def failed(error: Exception) -> None:
-            nonlocal failures
-            failures += 1
+        def failed(error: BaseException) -> None:
+            nonlocal failed_before
+            failed_before += 1
             for mapper in running:
                 if mapper.name == info.name:
-                    mapper.failures = failures
+                    mapper.failures = failed_before
                     mapper.registration.end(f"it failed and is started over: {error!r}")
 
         async def attempt() -> None:
@@ -138,7 +143,7 @@ async def keep_running(
     run: Callable[[], Awaitable[None]],
     name: str,
     stop: asyncio.Event,
-    failed: Callable[[Exception], None] = lambda _: None,
+    failed: Callable[[BaseException], None] = lambda _: None,
 ) -> None:
     """Run until `stop` is set; what fails is started over after 1 s to 60 s.
 
@@ -150,7 +155,7 @@ async def keep_running(
         began = loop.time()
         try:
             await run()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if first and _is_config_error(error):
                 raise
             if loop.time() - began >= HEALTHY_S:
@@ -177,7 +182,7 @@ async def _until_signalled(drivers: Sequence[AnyDriver], mappers: Sequence[Mappe
             loop.remove_signal_handler(number)
 
 
-def _is_config_error(error: Exception) -> bool:
+def _is_config_error(error: BaseException) -> bool:
     return isinstance(error, ConfigError) or (isinstance(error, ExceptionGroup) and error.split(ConfigError)[1] is None)
 
 

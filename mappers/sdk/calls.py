@@ -13,7 +13,7 @@ from contextvars import Token
 from types import TracebackType
 from typing import Any, Final, Literal
 
-from mappers.sdk.context import LinkScope, current_link, detached
+from mappers.sdk.context import CallClock, LinkScope, current_call, current_link, detached
 
 __all__ = ["CallClosed", "Lane"]
 
@@ -26,39 +26,63 @@ class CallClosed(Exception):
 
 
 class Lane:
-    """For one call at a time: `lock` orders those who want to make one, `with lane.within(…)` is around it.
+    """For one call at a time: `lock` orders those who want to make one, `with lane.within(…)` is around it. Waiting for
+    the turn on a shared line does not count towards the deadline (`waiting_turn`).
 
     A library can swallow the cancellation, as `asyncio.wait_for` of Python 3.11 does when the reply comes at that
     moment (CPython gh-86296); the task's own is raised again here. `on_stuck` is told of a call that does not end
     although it was cancelled.
     """
 
-    __slots__ = ("_before", "_cut", "_ends_at", "_on_stuck", "_scope", "_task", "_timer", "_token", "lock")
+    __slots__ = (
+        "_before",
+        "_clock",
+        "_cut",
+        "_deadline_s",
+        "_ends_at",
+        "_given_up",
+        "_on_stuck",
+        "_scope",
+        "_task",
+        "_timer",
+        "_tokens",
+        "lock",
+    )
 
     def __init__(self, on_stuck: Callable[[], None]) -> None:
         self.lock = asyncio.Lock()
         self._on_stuck = on_stuck
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._token: Token[LinkScope | None] | None = None
+        self._tokens: tuple[Token[LinkScope | None], Token[CallClock | None]] | None = None
         self._scope: LinkScope | None = None
+        self._clock = CallClock()
         self._cut: Literal["", "late", "closed"] = ""
         self._before = 0
+        self._deadline_s = 0.0
         self._ends_at = 0.0
+        self._given_up = False
 
     def within(self, deadline_s: float, scope: LinkScope | None) -> Lane:
+        self._deadline_s = deadline_s
         self._ends_at = asyncio.get_running_loop().time() + deadline_s
         self._scope = scope
         return self
 
     def __enter__(self) -> None:
+        """
+        Raises:
+            CallClosed: The lane was given up.
+        """
+        if self._given_up:
+            raise CallClosed
         task = asyncio.current_task()
         if task is None or self._task is not None:
             raise RuntimeError("a lane takes one call at a time, made in a task")
         self._task, self._before, self._cut = task, task.cancelling(), ""
         if self._timer is None or self._timer.when() > self._ends_at:
             self._arm(self._ends_at)
-        self._token, self._scope = current_link.set(self._scope), None
+        self._tokens, self._scope = (current_link.set(self._scope), current_call.set(self._clock)), None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -73,9 +97,10 @@ class Lane:
         if task is None or task is not self._task:
             raise asyncio.CancelledError  # given up long ago
         self._task = None
-        if self._token is not None:
-            current_link.reset(self._token)
-            self._token = None
+        if self._tokens is not None:
+            current_link.reset(self._tokens[0])
+            current_call.reset(self._tokens[1])
+            self._tokens = None
         if self._cut:
             task.uncancel()
         if task.cancelling() > self._before:
@@ -101,9 +126,9 @@ class Lane:
             self._timer = None
 
     def give_up(self) -> None:
-        """The task of the call under way is left to itself."""
+        """The task of the call under way is left to itself, and no other call is made here any more."""
+        self._given_up = True
         self._task = None
-        self.lock = asyncio.Lock()
         self.close()
 
     def _arm(self, at: float) -> None:
@@ -114,7 +139,11 @@ class Lane:
         self._timer = None
         if self._task is None:
             return  # the next call arms it
-        if asyncio.get_running_loop().time() < self._ends_at:
+        now = asyncio.get_running_loop().time()
+        if not self._cut:
+            since = now if self._clock.waiting else self._clock.resumed_at
+            self._ends_at = max(self._ends_at, since + self._deadline_s)
+        if now < self._ends_at:
             self._arm(self._ends_at)
         elif self._cut:
             self._on_stuck()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import copy_context
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ __all__ = ["Collector"]
 
 logger = logging.getLogger(__name__)
 
+AGAIN_S: Final = 30.0
+"""A value of a longer cycle that was missed is read again after this time."""
 _PLANS: Final = 64
 
 
@@ -80,15 +82,14 @@ class Collector:
 
     # what the runner says
 
-    def redeclare(self, changed: bool) -> None:
-        """The trackers are others, or have other cycles. `changed`: properties came, went, or moved."""
+    def redeclare(self, fresh: Collection[str], *, gone: bool) -> None:
+        """The trackers are others, or have other cycles. `fresh`: properties that came or moved; `gone`: some went."""
         now = asyncio.get_running_loop().time()
-        known = self._schedule.cycles
         self._plans.clear()
         self._retime(now)
         if (link := self._connection.link) is not None:
-            self._subscribe_due |= changed and link.subscribes is not None
-            self._schedule.expedite(now, [n for n, t in self._trackers.items() if n not in known or not t.updated_at])
+            self._subscribe_due |= (gone or bool(fresh)) and link.subscribes is not None
+            self._schedule.expedite(now, fresh)
         self._alarm.ring()
 
     def link_changed(self, link: OpenLink | None) -> None:
@@ -98,9 +99,15 @@ class Collector:
         self._set_pushed(frozenset(), now)
         if link is not None:
             self._schedule.expedite(now)
+        else:
+            self._try_again(now, self._trackers.values())
         for waiter in self.watched.values():
             waiter.set()
         self._alarm.ring()
+
+    def _try_again(self, now: float, missed: Iterable[Tracker]) -> None:
+        """A daily value is not to be missing for a day because of one frame, nor good for a day on a lost link."""
+        self._schedule.expedite(now + AGAIN_S, [t.name for t in missed if t.cycle_s > AGAIN_S])
 
     def is_pushed(self, name: str) -> bool:
         return name in self._pushed
@@ -149,12 +156,14 @@ class Collector:
     async def read(self, properties: tuple[Property[Any], ...]) -> Mapping[str, ReadResult]:
         """Read these once no other read is under way, and take note."""
         loop, connection, trackers = asyncio.get_running_loop(), self._connection, self._trackers
-        async with connection.cycle.lock:
+        lane = connection.cycle
+        async with lane.lock:
             started, epoch = loop.time(), connection.epoch
-            results = await connection.read(properties, connection.cycle)
+            results = await connection.read(properties, lane)
         if epoch != connection.epoch:
             return results
         now, now_ms, good, turned = loop.time(), epoch_ms(), 0, False
+        missed: list[Tracker] = []
         for property_ in properties:
             tracker = trackers.get(property_.name)
             if tracker is None or tracker.property is not property_ or tracker.updated_at > started:
@@ -165,6 +174,10 @@ class Collector:
                 tracker.confirming |= tracker.confirm_due(now)
             else:
                 turned = True
+                if not tracker.rejected:
+                    missed.append(tracker)
+        if missed:
+            self._try_again(now, missed)
         self._stats.reads += 1
         self._stats.read_failures += not good
         self._stats.read_latency.observe(now - started)

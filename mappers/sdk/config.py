@@ -27,7 +27,8 @@ class GrpcServerConfig(Struct, frozen=True):
     """Where the edge core reaches this mapper."""
 
     socket_path: str
-    """Own unix socket. The edge core must see it under the same path. It is taken over if a dead process left it."""
+    """Own unix socket. The edge core must see it under the same path. It is taken over if a dead process left it;
+    one that is served is refused."""
 
 
 class CommonConfig(Struct, frozen=True):
@@ -65,7 +66,7 @@ class DataConfig(Struct, frozen=True):
     """Folder of the waiting samples, made with mode 0700. Empty: `<name>-data` beside the mapper's own socket."""
     max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 64
     """Megabytes on disk, each sink; past that the oldest samples are dropped and counted."""
-    max_age_s: Annotated[float, Meta(gt=0)] = 7 * 24 * 3600.0
+    max_age_s: Annotated[float, Meta(gt=0, le=1e9)] = 7 * 24 * 3600.0
     """Samples that waited longer are dropped and counted."""
     secrets_dir: str = ""
     """Folder with one file per secret (`TOKEN`, `USERNAME`, `PASSWORD`), as Kubernetes mounts one; what is not there

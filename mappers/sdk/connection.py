@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
@@ -20,8 +19,15 @@ from mappers.sdk.alarm import Alarm
 from mappers.sdk.calls import CallClosed, Lane
 from mappers.sdk.context import LinkScope
 from mappers.sdk.driver import AnyDriver, CanCall, CanRead, CanSubscribe, CanWrite, Property, ReadResult
-from mappers.sdk.errors import DeviceError, DeviceProtocolError, DeviceTimeout, DeviceUnreachable, DeviceUnsupported
-from mappers.sdk.leaks import end_leaked
+from mappers.sdk.errors import (
+    DeviceError,
+    DeviceProtocolError,
+    DeviceTimeout,
+    DeviceUnreachable,
+    DeviceUnsupported,
+    plain_reason,
+)
+from mappers.sdk.leaks import end_leaked, watch_open
 from mappers.sdk.schedule import backoff
 from mappers.sdk.stats import DeviceStats
 
@@ -34,8 +40,10 @@ CONFIG_RETRY_S = 30.0
 """A declaration the driver refused when it connected is tried again: the reason may lie outside it, in a file, or in
 the declaration of another device on the same line."""
 CALL_DEADLINE_S: Final = 30.0
-"""Drivers have timeouts of their own; this one is for those that hang."""
+"""Drivers have timeouts of their own; this one is for those that hang. Turns on a shared line begin it anew."""
 CLOSE_DEADLINE_S: Final = 1.0
+SILENT_AFTER: Final = 3
+"""Reads in a row without an answer after which a device may count as away although its link is open."""
 
 
 class OpenLink:
@@ -63,6 +71,7 @@ class Connection:
         self._config: Any = None
         self._alarm = Alarm()
         self._scope: LinkScope | None = None
+        """Of the link that is open, or about to be."""
         self._dialling = False
         self._declared = False
         """Since the last attempt to connect."""
@@ -71,16 +80,19 @@ class Connection:
         self._logged_bug = ""
         self.on_stuck: Callable[[], None] = lambda: None
         """Called when a call does not even end on being cancelled: its task is lost."""
+        self._opening = Lane(self._stuck)
         self.cycle = Lane(self._stuck)
         """For what reads: one at a time."""
         self.command = Lane(self._stuck)
         """For what writes and reads back: one at a time, beside the `cycle`."""
-        self._opening = Lane(self._stuck)
         self.link: OpenLink | None = None
         self.answered = False
         """The device has answered on this link."""
         self.reason = ""
         """Why there is no link; empty while none was tried yet."""
+        self.silence = ""
+        """Why the last reads had no answer, from the third on; the link is open all the same."""
+        self._unanswered = 0
         self.epoch = 0
         """Counts the protocol configs: what was read under an earlier one is not this device's."""
         self.driver_failed = False
@@ -117,10 +129,11 @@ class Connection:
     async def _hold(self, config: Any) -> None:
         """Open one link and keep it until it is dropped or the declaration changes."""
         stack, scope, link = AsyncExitStack(), LinkScope(), None
+        opening, self._scope = self._opening, scope
         try:
             self._dialling = True
             try:
-                with self._opening.within(CALL_DEADLINE_S, scope):
+                with opening.within(CALL_DEADLINE_S, scope):
                     link = OpenLink(await stack.enter_async_context(self._driver.connect(self._device_id, config)))
                 if link.reads is None and link.subscribes is None:
                     raise TypeError("its link has neither read_many nor subscribe")
@@ -135,28 +148,34 @@ class Connection:
                 self._lose(self._contained(error, "connect").problem)
                 return
             finally:
-                self._dialling = False
+                if self._scope is scope:
+                    self._dialling = False
             self.config_problem = ""
             if self._declared:
                 return  # a newer declaration came meanwhile
             self._stats.reconnects += self._opened > 0
             self._opened += 1
-            self._scope = scope
             self.link, self.answered, self.reason = link, False, ""
+            self.silence, self._unanswered = "", 0
+            watch_open(scope, self._piled_up)
             self._on_change()
             while self.link is link:
                 await self._alarm.wait()
         finally:
-            self.link, self.answered = None, False  # no word about it: whether the next one opens decides
-            self.cycle.abort()
-            self.command.abort()
-            self._scope = link = None
-            await self._close(stack, scope)
-            end_leaked(weakref.ref(scope), self._leaked)
+            if self._scope is scope:
+                self.link, self.answered = None, False  # no word about it: whether the next one opens decides
+                self.cycle.abort()
+                self.command.abort()
+                self._scope = None
+            else:  # given up long ago, and the next link has begun: only what is ours is left to be closed
+                opening = Lane(lambda: None)
+            link = None
+            await self._close(stack, scope, opening)
+            end_leaked(scope, self._leaked)
 
-    async def _close(self, stack: AsyncExitStack, scope: LinkScope) -> None:
+    async def _close(self, stack: AsyncExitStack, scope: LinkScope, lane: Lane) -> None:
         try:
-            with self._opening.within(CLOSE_DEADLINE_S, scope):
+            with lane.within(CLOSE_DEADLINE_S, scope):
                 await stack.aclose()
         except Exception as error:  # noqa: BLE001  # as above
             self._contained(error, "close")
@@ -171,11 +190,24 @@ class Connection:
             names,
         )
 
+    def _piled_up(self, tasks: int) -> None:
+        self._stats.driver_errors += 1
+        self.driver_failed = True
+        self.lose(f"the driver leaks: {tasks} tasks of it run on and on")
+
     def reset(self) -> None:
-        """After the tasks of a device were given up: start from nothing."""
+        """After the tasks of a device were ended or given up: start from nothing. What one of them still does, when
+        its call ends at last, concerns nobody any more."""
         self.link, self.answered = None, False
-        for lane in (self.cycle, self.command, self._opening):
+        self._scope, self._dialling = None, False
+        for lane in (self._opening, self.cycle, self.command):
             lane.give_up()
+        self._opening, self.cycle, self.command = Lane(self._stuck), Lane(self._stuck), Lane(self._stuck)
+
+    def fail(self, reason: str) -> None:
+        """There is no link, for a reason that is not the device's."""
+        self.driver_failed = True
+        self._lose(reason)
 
     def close(self) -> None:
         """No call comes any more."""
@@ -204,25 +236,37 @@ class Connection:
         if link.reads is None:
             cannot = DeviceUnsupported(self._device_id, "the driver cannot read it, and the device does not send it")
             return dict.fromkeys((p.name for p in properties), cannot)
-        answered, lost = False, None
         try:
             with lane.within(CALL_DEADLINE_S, self._scope):
                 results = dict(await link.reads.read_many(properties))
-            for p in properties:
-                result = results.get(p.name)
-                if result is None:
-                    results[p.name] = DeviceProtocolError(self._device_id, "the driver gave no result")
-                elif isinstance(result, DeviceUnreachable):
-                    lost = result
-                elif not isinstance(result, DeviceTimeout):
-                    answered = True
         except Exception as error:  # noqa: BLE001  # as above
-            return dict.fromkeys((p.name for p in properties), self._failed(link, error, "read_many"))
+            results = dict.fromkeys((p.name for p in properties), self._failed(link, error, "read_many"))
+            if isinstance(error, CallClosed):
+                return results
+        self._look_at(link, properties, results)
+        return results
+
+    def _look_at(self, link: OpenLink, properties: Sequence[Property[Any]], results: dict[str, ReadResult]) -> None:
+        """What the results of a read say about the link; and there is one for each property."""
+        answered, lost, unanswered = False, None, ""
+        for p in properties:
+            result = results.get(p.name)
+            if result is None:
+                results[p.name] = DeviceProtocolError(self._device_id, "the driver gave no result")
+            elif isinstance(result, DeviceUnreachable):
+                lost = result
+            elif isinstance(result, DeviceTimeout):
+                unanswered = result.problem
+            else:
+                answered = True
         if lost is not None:
             self._failed(link, lost, "read_many")
         if answered:
             self.confirm(link)
-        return results
+        elif unanswered and link is self.link:
+            self._unanswered += 1
+            if self._unanswered >= SILENT_AFTER:
+                self.silence = unanswered
 
     async def subscribe(
         self, properties: Sequence[Property[Any]], push: Callable[[OpenLink, Mapping[str, ReadResult]], None]
@@ -276,7 +320,10 @@ class Connection:
 
     def confirm(self, link: OpenLink) -> None:
         """The device has answered on this link."""
-        if link is self.link and not self.answered:
+        if link is not self.link:
+            return
+        self.silence, self._unanswered = "", 0
+        if not self.answered:
             self.answered = self._proven = True
             self._on_change()
 
@@ -304,7 +351,7 @@ class Connection:
         if isinstance(error, TimeoutError):
             return DeviceTimeout(self._device_id, f"the driver's {what} did not end in time")
         self.driver_failed = True
-        bug = f"the driver failed in {what}: {error!r}"
+        bug = plain_reason(f"the driver failed in {what}: {error!r}")
         if bug != self._logged_bug:
             self._logged_bug = bug
             logger.error("device %s: %s", self._device_id, bug, exc_info=error)

@@ -7,9 +7,11 @@ several devices (a shared line, a bus connection of a library) belongs to none o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context, ContextVar
 
-__all__ = ["LinkScope", "current_device", "current_link", "detached"]
+__all__ = ["CallClock", "LinkScope", "current_call", "current_device", "current_link", "detached", "waiting_turn"]
 
 
 class LinkScope:
@@ -23,6 +25,37 @@ current_device: ContextVar[str] = ContextVar("current_device", default="")
 
 current_link: ContextVar[LinkScope | None] = ContextVar("current_link", default=None)
 """Set inside calls of a driver only."""
+
+
+class CallClock:
+    """What the deadline of one call goes by: time spent waiting for others who use the same line does not count."""
+
+    __slots__ = ("resumed_at", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        """Turns that are waited for."""
+        self.resumed_at = 0.0
+        """Loop time of the last turn that came."""
+
+
+current_call: ContextVar[CallClock | None] = ContextVar("current_call", default=None)
+"""Set as `current_link` is."""
+
+
+@contextmanager
+def waiting_turn(loop_time: Callable[[], float]) -> Iterator[None]:
+    """Around the wait for a shared line: what others do there is not the fault of the driver that waits."""
+    clock = current_call.get()
+    if clock is None:
+        yield
+        return
+    clock.waiting += 1
+    try:
+        yield
+    finally:
+        clock.waiting -= 1
+        clock.resumed_at = loop_time()
 
 
 def detached() -> Context:

@@ -12,6 +12,7 @@ from dmi.types import PIN, Config, Device, DeviceModel, DeviceProperty, ModelPro
 from mappers.sdk.driver import AnyDriver, Property
 from mappers.sdk.keys import PLAIN_REPORTS, ReportKeys
 from mappers.sdk.limits import value_range
+from mappers.sdk.schedule import MIN_CYCLE_S
 from mappers.sdk.settings import decode_settings, setting_names
 
 __all__ = ["Declaration", "check_driver", "declare"]
@@ -79,7 +80,7 @@ def declare(
         return _broken(device, str(error), model)
     warnings = [f"spec.protocol.configData.{key}: is not used by {driver.protocol}" for key in unknown if key != PIN]
     warnings += [f"spec.protocol.configData.{key}: {problem}" for key, problem in odd]
-    warnings += _long_cycles(device)
+    warnings += _odd_cycles(device)
     models = {p.name: p for p in model.properties}
     properties: dict[str, Property[Any]] = {}
     keys: dict[str, ReportKeys] = {}
@@ -107,7 +108,7 @@ def declare(
     return Declaration(device, model, config, "", properties, keys, problems, tuple(warnings))
 
 
-def _long_cycles(device: Device) -> Iterator[str]:
+def _odd_cycles(device: Device) -> Iterator[str]:
     cycles = [("spec.stateReport.reportCycle", device.state_report_cycle_ms)]
     for index, p in enumerate(device.properties):
         cycles.append((f"spec.properties[{index}].collectCycle", p.collect_cycle_ms))
@@ -115,6 +116,8 @@ def _long_cycles(device: Device) -> Iterator[str]:
     for path, cycle_ms in cycles:
         if cycle_ms > _LONG_CYCLE_MS:
             yield f"{path}: {cycle_ms} is {cycle_ms / _LONG_CYCLE_MS:.0f} days: cycles are in milliseconds"
+        elif 0 < cycle_ms < MIN_CYCLE_S * 1000:
+            yield f"{path}: {cycle_ms} ms is shorter than any cycle here: it is {MIN_CYCLE_S * 1000:g} ms"
 
 
 def _broken(device: Device, problem: str, model: DeviceModel | None) -> Declaration:
@@ -159,5 +162,5 @@ class _Prefix:
         if isinstance(error, ConfigError):
             path = f"{self._path}.{error.path}" if error.path else self._path
             raise ConfigError(path, error.problem) from None
-        if isinstance(error, Exception):
+        if isinstance(error, Exception | SystemExit):
             raise ConfigError(self._path, f"the driver failed on it: {error!r}") from error

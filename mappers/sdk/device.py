@@ -156,38 +156,36 @@ class DeviceRunner:
     def update(self, device: Device, model: DeviceModel | None) -> None:
         """Take over a declaration: what did not change goes on undisturbed."""
         if device == self.device and model == self.model and self._declared:
-            now = asyncio.get_running_loop().time()
-            for tracker in self._trackers.values():
-                tracker.want(now, epoch_ms())
-            self._wake_writer()
             return
         self._declared = True
         declaration = self._declaration = declare(self._driver, device, model, self._declaration)
-        self._remarks = tuple(self._samples.declare(device))
-        lines = [*declaration.errors(), *declaration.warnings, *self._remarks]
+        self._remarks = (*declaration.warnings, *self._samples.declare(device))
+        lines = [*declaration.errors(), *self._remarks]
         for line in lines:
             if line not in self._warned:
                 logger.warning("device %s: %s", self.id, line)
         self._warned = set(lines)
-        changed = self._update_trackers(declaration)
+        now = asyncio.get_running_loop().time()
+        fresh, gone = self._update_trackers(declaration, now)
         self._connection.declare(declaration.config)
-        self._collector.redeclare(changed)
+        self._collector.redeclare(fresh, gone=gone)
         self._reporter.state.repeat_every(cycle_s(device.state_report_cycle_ms) if device.report_state else None)
         self._refresh_state()
         self._reporter.report_broken(declaration)
-        if self._connection.link is None or all(t.write_due is None for t in self._trackers.values()):
+        writing = any(t.write_due is not None and t.write_due <= now for t in self._trackers.values())
+        if self._connection.link is None or not writing:
             self._reporter.flush()  # otherwise the write, a moment from now, says more than that it is pending
         self._wake_writer()
 
-    def _update_trackers(self, declaration: Declaration) -> bool:
-        """Whether properties came, went or moved to another register."""
-        now, now_ms = asyncio.get_running_loop().time(), epoch_ms()
+    def _update_trackers(self, declaration: Declaration, now: float) -> tuple[list[str], bool]:
+        """The properties that came or moved to another register, and whether any went."""
+        now_ms = epoch_ms()
         declared = {p.name: p for p in reversed(declaration.device.properties)}
         last = {t.property_name: t.reported for t in self.twins()}
         gone = [name for name in self._trackers if name not in declaration.properties]
         for name in gone:
             del self._trackers[name]
-        changed = bool(gone)
+        fresh: list[str] = []
         models = {p.name: p for p in declaration.model.properties} if declaration.model else {}
         self._reporter.broken = {
             name: broken_twin(declared[name], models.get(name), problem, last.get(name, Reported()), now_ms)
@@ -197,7 +195,7 @@ class DeviceRunner:
             tracker = self._trackers.get(name)
             keys = declaration.keys.get(name, PLAIN_REPORTS)
             if tracker is None or tracker.property is not property_:
-                changed = True
+                fresh.append(name)
                 tracker = self._trackers[name] = Tracker(declared[name], property_, keys)
                 if name in last and last[name].type == tracker.desired.type:
                     tracker.inherit(last[name])
@@ -208,7 +206,7 @@ class DeviceRunner:
                 tracker.redeclare(declared[name], keys)
                 tracker.want(now, now_ms)
                 tracker.dirty |= newly_reported and tracker.has_report
-        return changed
+        return fresh, bool(gone)
 
     # running
 
@@ -235,6 +233,7 @@ class DeviceRunner:
                 delays = backoff(*RESTART_S)
             self.stats.restarts += 1
             pause_s = next(delays)
+            self._connection.fail(f"{trouble}; it is started again")
             logger.error("device %s: %s; starting the device again in %.1f s", self.id, trouble, pause_s)
             await asyncio.sleep(pause_s)
 
@@ -254,7 +253,7 @@ class DeviceRunner:
 
     def close(self) -> None:
         """Stop what is not a task. Call it when `run` is cancelled."""
-        self._reporter.state.close()
+        self._reporter.close()
         self._connection.close()
 
     def _part_ended(self, part: asyncio.Task[Any]) -> None:

@@ -65,7 +65,8 @@ class CanRead(Protocol[LinkV]):
 
         The values are in the unit the device model declares. The same tuple of properties comes again every cycle, so a
         read plan can be kept under it. Beside the `read_many` of a cycle there is at most the one that reads a write
-        back.
+        back. Cancelled at any moment it ends with `CancelledError` and at once; the link then answers the next call, or
+        says that it is gone, but never takes the late reply for another.
 
         Raises:
             DeviceUnreachable: The link is gone.
@@ -98,11 +99,13 @@ class CanSubscribe(Protocol[LinkV]):
     async def subscribe(self, properties: Sequence[Property[LinkV]], push: Push, /) -> Collection[str]:
         """Have the device send those it can, and return their names; the others are read in their collect cycle.
 
-        Called once after the connect, and again with the full set when the declaration changed. A value that did not
-        change need not be pushed again: it stays good for as long as the link is open.
+        Called once after the connect, and again with the full set when the declaration changed. What is named is never
+        read: push the value there is right after subscribing, in `subscribe` itself if need be. A value that did not
+        change need not be pushed again: it stays good for as long as the link is open. So it is for the driver to
+        notice a connection that is only half open, with a keep-alive or the protocol's own ping, and to push the loss.
 
         Raises:
-            DeviceUnreachable: The link is gone. A later loss is told by pushing it for any property.
+            DeviceUnreachable: The link is gone. A later loss is told by pushing one for any property.
             DeviceError: Not possible; everything is read instead, and it is tried again with the next connect.
         """
         ...
@@ -195,7 +198,8 @@ class Driver(ABC, Generic[P, V]):
     def connect(self, device_id: DeviceId, config: P) -> AbstractAsyncContextManager[Link[V]]:
         """Open a link; leaving the block closes it. Devices that share a wire share it through `SharedLines`.
 
-        Tasks started for the link end with it: what still runs a moment later is cancelled, counted and named. What
+        Tasks started for the link end with it: what still runs a moment later is cancelled, counted and named. A link
+        is closed too when a thousand tasks of it have piled up and go on. What
         several devices share is started in `mappers.sdk.context.detached()`.
 
         Raises:

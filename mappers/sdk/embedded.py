@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,14 +29,14 @@ NAME: Final = "edgecore"
 
 
 def prepare(settings: Mapping[str, Any], *, where: str, directory: Path) -> str:
-    """Check the settings and find the drivers; the result is for `run`.
+    """Check the settings and load the drivers, both for this process only; the result is for `run`.
 
     Args:
         where: Begins the path of what is wrong.
         directory: Where samples are kept that wait for a sink, unless the settings say so.
 
     Raises:
-        ConfigError: The settings cannot work, or a driver is not installed.
+        ConfigError: The settings cannot work, or a driver is not installed or cannot be loaded.
     """
     from dmi.settings import read_settings, unknown_keys
 
@@ -48,19 +49,41 @@ def prepare(settings: Mapping[str, Any], *, where: str, directory: Path) -> str:
         "http": settings.get("http", {}),
         "data": {"dir": str(directory / "mappers-data"), **settings.get("data", {})},
     }
-    config = read_settings(sections, MapperConfig, where=where, strict=False)
+    with _below(where):
+        config = read_settings(sections, MapperConfig, strict=False)
+        if config.http.enabled:
+            _check_http(config)
     unused = [key for key in ("protocol", "edgecore_sock") if key in sections["common"]]
     for key in [*unknown_keys(sections, MapperConfig), *(f"common.{key}" for key in unused)]:
         logger.warning("%s.%s: no such setting, it is not used", where, key)
     try:
         options = Options(config, find_drivers(protocols))
+        for ref in options.drivers:
+            load_driver(ref)
     except ConfigError as error:
         raise ConfigError(f"{where}.protocols", error.problem) from error
     return msgspec.json.encode(options).decode()
 
 
-async def run(prepared: str, side: MapperSide, stop: asyncio.Event) -> None:
-    """Run the mappers until `stop` is set.
+def _check_http(config: MapperConfig) -> None:
+    """Refuse now what the HTTP API would refuse when it starts."""
+    from mappers.sdk.web.access import Access, TlsFiles
+
+    Access(config.common.address, config.http)
+    TlsFiles(config.http)
+
+
+@contextmanager
+def _below(where: str) -> Iterator[None]:
+    """Complete the path of a `ConfigError`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error.path}" if error.path else where, error.problem) from error
+
+
+async def run(prepared: str, side: MapperSide, stop: asyncio.Event, *, failures: int = 0) -> None:
+    """Run the mappers until `stop` is set. `failures`: how often that ended by itself before; `/metrics` counts it.
 
     Raises:
         ConfigError: A driver cannot be loaded, or a setting cannot work; also in an exception group.
@@ -79,4 +102,4 @@ async def run(prepared: str, side: MapperSide, stop: asyncio.Event) -> None:
         )
         for driver in drivers
     ]
-    await run_mappers(drivers, mappers, options.config, side, stop)
+    await run_mappers(drivers, mappers, options.config, side, stop, failures=failures)

@@ -1,11 +1,14 @@
 """What can go wrong between a mapper and its devices, shaped by what the runtime does next.
 
-`ConfigError` and `ConversionError` of `dmi.errors` complete the set: a declaration or a value that cannot work.
+Of `dmi.errors`, `ConfigError` and `ConversionError` complete the set (a declaration or a value that cannot work), and
+`UnknownProperty` for who asks for one that is not there.
 """
 
 from __future__ import annotations
 
-from dmi.errors import ConfigError, ConversionError
+from typing import Final
+
+from dmi.errors import ConfigError, ConversionError, UnknownProperty
 from dmi.types import DeviceId
 
 __all__ = [
@@ -19,7 +22,10 @@ __all__ = [
     "DeviceUnsupported",
     "MapperError",
     "UnknownProperty",
+    "plain_reason",
 ]
+
+MAX_REASON: Final = 512
 
 
 class MapperError(Exception):
@@ -43,7 +49,8 @@ class DeviceUnreachable(DeviceError):
 
 
 class DeviceTimeout(DeviceError, TimeoutError):
-    """No reply in time; the link stays usable and the next cycle tries again."""
+    """No reply in time; the link stays usable and the next cycle tries again. A device that answers none of three reads
+    in a row, and has no good value left, is shown as offline."""
 
 
 class DeviceRejected(DeviceError):
@@ -59,8 +66,11 @@ class DeviceProtocolError(DeviceError):
 
 
 class DeviceUnsupported(DeviceError):
-    """The driver or the device has no such ability: trying again does not help before something is declared anew."""
+    """The driver or the device has no such ability: not tried again before the next connect."""
 
 
-class UnknownProperty(MapperError):
-    """A device has no property, or no method, of that name."""
+def plain_reason(reason: str, most: int = MAX_REASON) -> str:
+    """A reason as every wire takes it: no longer than `most` characters, and without halves of characters, which
+    drivers get from decoding a device's text carelessly."""
+    reason = reason[:most]
+    return reason if reason.isascii() else reason.encode(errors="backslashreplace").decode()[:most]

@@ -20,6 +20,8 @@ def parse_wanted(text: str, model: ModelProperty) -> Value:
     """
     if problem := check_desired(text, model):
         raise ConversionError(problem.message)
+    if not model.writable:  # an empty text, which is fine as a desired value: it asks for nothing
+        raise ConversionError(f"property {model.name!r} is ReadOnly")
     return parse_value(text, model.type)
 
 

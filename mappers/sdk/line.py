@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Final, Generic, TypeVar
 
 from dmi.types import DeviceId
+from mappers.sdk.context import waiting_turn
 from mappers.sdk.errors import DeviceError, DeviceTimeout, DeviceUnreachable
 from mappers.sdk.silence import Silence, Silences
 from mappers.sdk.turns import Rank, Turns
@@ -26,12 +27,13 @@ LOST_AFTER: Final = 3
 class _Waiter:
     """One that wants the line, or has it."""
 
-    __slots__ = ("device_id", "granted", "rank", "until")
+    __slots__ = ("device_id", "doubtful", "granted", "rank", "until")
 
-    def __init__(self, device_id: DeviceId, rank: Rank, granted: asyncio.Future[None]) -> None:
+    def __init__(self, device_id: DeviceId, rank: Rank, granted: asyncio.Future[None], *, doubtful: bool) -> None:
         self.device_id = device_id
         self.rank = rank
         self.granted = granted
+        self.doubtful = doubtful
         self.until: asyncio.Timeout | None = None
         """While it has the line: when it is taken away, by default never."""
 
@@ -51,8 +53,9 @@ class Line(Generic[T]):
     A device that does not answer is *silent*: while others use the line, its turns end at once with `DeviceTimeout`
     until its back-off has passed, 1 s doubling to 30 s. The turn after that is a probe: it comes last, and it is
     given up for the next that wants the line, a moment after it began. So a dead device costs the others one timeout,
-    once. Its first answer makes it a normal one again. Its third miss in a row ends its link, and only its, so that it
-    is shown as offline. A device alone on its line is never held back.
+    once; one that never answered costs another with every 16th probe, for it may just be slow. Its first answer makes
+    it a normal one again. Its third miss in a row ends its link, and only its, so that it is shown as offline. A device
+    alone on its line is never held back.
 
     The line itself counts as broken when every device of it is silent and three requests in a row had no reply.
     """
@@ -61,6 +64,7 @@ class Line(Generic[T]):
         self._on_broken = on_broken
         self.users: dict[object, DeviceId] = {}
         """Who uses it, by what stands for the use. Kept by `SharedLines`."""
+        self._settings: dict[DeviceId, object] = {}
         self._opened: list[T] = []
         self._turns: Turns[_Waiter] = Turns()
         self._holder: _Waiter | None = None
@@ -74,10 +78,14 @@ class Line(Generic[T]):
         """Why the line is broken; empty while it is not."""
 
     @asynccontextmanager
-    async def turn(self, device_id: DeviceId, *, write: bool = False, gap_s: float = 0.0) -> AsyncIterator[T]:
+    async def turn(
+        self, device_id: DeviceId, *, write: bool = False, gap_s: float = 0.0, doubtful: bool = False
+    ) -> AsyncIterator[T]:
         """Have the line for one transaction; cancelled at any point, the line goes on with the next.
 
         Args:
+            doubtful: The device has left this very request unanswered while it answers others. It comes last and is
+                given up for others as a probe is; without an answer again, it does not make the device a silent one.
             gap_s: Seconds of rest before and after each transaction of this device; between two devices the longer.
 
         Raises:
@@ -85,8 +93,10 @@ class Line(Generic[T]):
             DeviceUnreachable: The line is broken, or broke meanwhile, or the device is gone from it.
         """
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(device_id, self._rank(device_id, loop.time(), write=write), loop.create_future())
-        await self._wait(waiter)
+        rank = self._rank(device_id, loop.time(), write=write)
+        waiter = _Waiter(device_id, "probe" if doubtful else rank, loop.create_future(), doubtful=doubtful)
+        with waiting_turn(loop.time):
+            await self._wait(waiter)
         try:
             gap_s, self._last_gap_s = max(gap_s, self._last_gap_s), gap_s
             if (rest_s := self._free_at + gap_s - loop.time()) > 0:
@@ -116,6 +126,10 @@ class Line(Generic[T]):
         finally:
             self._holder = None
             self._grant()
+
+    def admit(self, device_id: DeviceId) -> None:
+        """For what has to be waited for before a turn: raise what `turn` would raise at once."""
+        self._rank(device_id, asyncio.get_running_loop().time(), write=False)
 
     def broken(self, reason: str) -> None:
         """The line is lost: whoever waits for it or has it gets `DeviceUnreachable`, and so does every later turn."""
@@ -170,7 +184,8 @@ class Line(Generic[T]):
 
     def _give_up(self, probe: _Waiter, now: float) -> None:
         """Take the line away from a probe, a moment from now at the latest."""
-        probe.take_away(now + self._silences.grace_s(probe.device_id))
+        if (grace_s := self._silences.grace_s(probe.device_id)) is not None:
+            probe.take_away(now + grace_s)
 
     # what became of it
 
@@ -184,6 +199,8 @@ class Line(Generic[T]):
         device_id = waiter.device_id
         if taken_away and self.failure:
             return DeviceUnreachable(device_id, self.failure)
+        if waiter.doubtful:
+            return error if isinstance(error, DeviceTimeout) else DeviceTimeout(device_id, "no reply")
         before = self._silences.of(device_id)
         silence = self._silences.missed(device_id, asyncio.get_running_loop().time(), given_up=taken_away)
         if not taken_away:
@@ -207,6 +224,13 @@ class Line(Generic[T]):
 
     def _is_shared(self) -> bool:
         return len(self.users) > 1 and len(set(self.users.values())) > 1
+
+    def join(self, token: object, device_id: DeviceId, settings: object) -> None:
+        """A device uses it from now on. With other settings than before it is asked at once, however silent it was."""
+        self.users[token] = device_id
+        if self._settings.setdefault(device_id, settings) != settings:
+            self._settings[device_id] = settings
+            self._silences.forget(device_id)
 
     def opened(self, over: T) -> None:
         """What it runs over is open: turns can be taken. Told by `SharedLines`."""

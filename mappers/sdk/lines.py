@@ -8,7 +8,9 @@ A driver whose devices share something keeps one `SharedLines` and gets the line
     async def connect(self, device_id, config):
         def open_(broken): return open_bus(config.port, on_lost=broken)   # an async context manager that yields a Bus
         parameters = {"baudRate": config.baud_rate}       # what all devices of a line must agree on, by YAML key
-        async with self.lines.use(config.port, open_, device_id=device_id, parameters=parameters) as line:
+        async with self.lines.use(
+            config.port, open_, device_id=device_id, parameters=parameters, settings=config
+        ) as line:
             yield MyLink(device_id, line)
 
 The link then takes a turn for each transaction, no longer than one request and its reply:
@@ -80,13 +82,20 @@ class SharedLines(Generic[K, T]):
 
     @asynccontextmanager
     async def use(
-        self, key: K, open_: Open[T], *, device_id: DeviceId, parameters: Mapping[str, Scalar] | None = None
+        self,
+        key: K,
+        open_: Open[T],
+        *,
+        device_id: DeviceId,
+        parameters: Mapping[str, Scalar] | None = None,
+        settings: object = None,
     ) -> AsyncIterator[Line[T]]:
         """The line `key`, opened by its first user and closed by its last; a broken one is opened anew.
 
         Args:
             open_: Used by the first. Its failure is told to all who wait for it.
             parameters: What all users of the line must agree on, by the key of the protocol configuration.
+            settings: All of the device's own. When they changed, its back-off while it was silent is over.
 
         Raises:
             ConfigError: Another device uses the line with other parameters; names both.
@@ -95,7 +104,7 @@ class SharedLines(Generic[K, T]):
         parameters = parameters or {}
         entry = await self._entry(key, open_, device_id, parameters)
         token = object()
-        entry.line.users[token] = device_id
+        entry.line.join(token, device_id, settings)
         try:
             await entry.ready.wait()
             if entry.error is not None:

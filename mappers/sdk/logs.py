@@ -18,6 +18,13 @@ __all__ = ["DeviceFilter", "JsonFormatter", "TextFormatter", "set_up_logs"]
 _encode: Final = msgspec.json.Encoder().encode
 
 
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != ord("\t")} | {
+    ord("\r"): r"\r",
+    ord("\n"): r"\n",
+}
+"""What came from a device must not look like a line of its own, nor give orders to a terminal."""
+
+
 class DeviceFilter(logging.Filter):
     """Gives each record the attribute `device`: what was passed as `extra`, or else the device whose task logs."""
 
@@ -37,8 +44,7 @@ class TextFormatter(logging.Formatter):
         device = getattr(record, "device", "")
         if device and device not in record.message:
             record.message = f"[{device}] {record.message}"
-        # A line break that came from a device would look like a line of its own.
-        record.message = record.message.replace("\r", r"\r").replace("\n", r"\n")
+        record.message = record.message.translate(_CONTROLS)
         return super().formatMessage(record)
 
 

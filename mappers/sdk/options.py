@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from dmi.errors import ConfigError
 from mappers.sdk.config import MapperConfig, load_config
+from mappers.sdk.declaration import check_driver
 from mappers.sdk.driver import AnyDriver, Driver
 
 __all__ = [
@@ -85,7 +86,7 @@ def find_drivers(protocols: Sequence[str]) -> tuple[DriverRef, ...]:
 def load_driver(ref: DriverRef) -> AnyDriver:
     """
     Raises:
-        ConfigError: It cannot be loaded, or is not a `Driver`.
+        ConfigError: It cannot be loaded or made, is not a `Driver`, or takes keys that are the runtime's.
     """
     module, _, name = ref.place.partition(":")
     try:
@@ -94,11 +95,17 @@ def load_driver(ref: DriverRef) -> AnyDriver:
         raise ConfigError(
             "protocol", f"driver {ref.protocol!r} cannot be loaded: {error}. Install kubetwin[{ref.protocol}]"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError("protocol", f"driver {ref.protocol!r} cannot be loaded: {error!r}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Driver)):
         raise ConfigError("protocol", f"driver {ref.protocol!r} ({ref.place}) is not a Driver class")
-    driver: AnyDriver = loaded()
+    try:
+        driver: AnyDriver = loaded()
+        check_driver(driver)
+    except ConfigError as error:
+        raise ConfigError("protocol", f"driver {ref.protocol!r} cannot be used: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError("protocol", f"driver {ref.protocol!r} cannot be made: {error!r}") from error
     return driver
 
 

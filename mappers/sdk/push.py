@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PushPlane"]
 
+logger = logging.getLogger(__name__)
+
 
 class PushPlane:
     """`Samples` of one mapper, for the length of an `async with`. Sinks are loaded with the first push method that is
@@ -29,7 +32,7 @@ class PushPlane:
         self._plane: DataPlane | None = None
 
     async def __aenter__(self) -> Self:
-        if self._folder.is_dir() and any(self._folder.iterdir()):
+        if self._has_files():
             self._plane = self._load()
             await self._plane.__aenter__()
         return self
@@ -57,6 +60,17 @@ class PushPlane:
 
     def stats(self) -> Sequence[SinkStats]:
         return self._plane.stats() if self._plane is not None else ()
+
+    @property
+    def files_set_aside(self) -> int:
+        return self._plane.files_set_aside if self._plane is not None else 0
+
+    def _has_files(self) -> bool:
+        try:
+            return self._folder.is_dir() and any(self._folder.iterdir())
+        except OSError as error:
+            logger.error("samples of an earlier run, if any, cannot be taken up: %s", error)
+            return False
 
     def _load(self) -> DataPlane:
         from mappers.sdk.sinks import DataPlane

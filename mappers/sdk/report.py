@@ -25,6 +25,14 @@ class Reports(Protocol):
     def put_state(self, device_id: DeviceId, state: DeviceState, reason: str) -> None: ...
 
 
+class _Nowhere:
+    """Where the reports of a device go that does not run here any more."""
+
+    def put_twins(self, device_id: DeviceId, twins: Sequence[Twin], *, news: bool = True) -> None: ...
+
+    def put_state(self, device_id: DeviceId, state: DeviceState, reason: str) -> None: ...
+
+
 class Reporter:
     """Reports for one device. Owns its state."""
 
@@ -36,10 +44,15 @@ class Reporter:
         self._device_id = device_id
         self._connection = connection
         self._trackers = trackers
-        self._reports = reports
-        self.state = StateReporter(device_id, lambda state, reason: reports.put_state(device_id, state, reason))
+        self._reports: Reports = reports
+        self.state = StateReporter(device_id, lambda state, reason: self._reports.put_state(device_id, state, reason))
         self.broken: Mapping[str, Twin] = {}
         """Properties that cannot run as declared: bad, with the reason and the last value there was."""
+
+    def close(self) -> None:
+        """The device does not run here any more: nothing is said about it from now on, whatever still ends."""
+        self._reports = _Nowhere()
+        self.state.close()
 
     def flush(self) -> None:
         """Report what changed, and what is to be confirmed."""
@@ -78,6 +91,8 @@ class Reporter:
         elif connection.link is None:
             if connection.reason:
                 self.state.set("unhealthy" if connection.driver_failed else "offline", connection.reason)
+        elif connection.silence and not any(t.quality == "good" for t in self._trackers.values()):
+            self.state.set("offline", connection.silence)
         elif connection.answered or not self._trackers:
             rejected = (
                 f"property {t.name}: {t.reason}" for t in self._trackers.values() if t.rejected and t.quality == "bad"

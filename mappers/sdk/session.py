@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from dmi.errors import PeerRefused, PeerUnavailable
-from dmi.ports import EdgeCorePort, MapperInfo
+from dmi.ports import EdgeCorePort, MapperInfo, Registration
 from mappers.sdk.fleet import Fleet
 from mappers.sdk.schedule import backoff
 from mappers.sdk.uplink import Uplink
@@ -38,9 +38,9 @@ class Session:
         Reports are held back while there is no registration; right after one, everything current is reported.
         """
         while True:
-            await self._register(edgecore, fleet)
+            registration = await self._register(edgecore, fleet)
             fleet.report_all()
-            uplink.open()
+            uplink.open(stock=registration.stock)
             try:
                 await _lost(edgecore, uplink)
             finally:
@@ -54,7 +54,7 @@ class Session:
             self.registered, self.since = False, time.time()
         self.problem = problem
 
-    async def _register(self, edgecore: EdgeCorePort, fleet: Fleet) -> None:
+    async def _register(self, edgecore: EdgeCorePort, fleet: Fleet) -> Registration:
         away, refused = backoff(*RETRY_S), backoff(*REFUSED_S)
         complaint = ""
         while True:
@@ -73,12 +73,13 @@ class Session:
             await fleet.reconcile(registration.devices, registration.models)
             self.registered, self.since, self.problem = True, time.time(), ""
             logger.info(
-                "registered %s for protocol %s: %d devices",
+                "registered %s for protocol %s: %d devices%s",
                 self._info.name,
                 self._info.protocol,
                 len(registration.devices),
+                "; a stock edge core: calls are paced" if registration.stock else "",
             )
-            return
+            return registration
 
 
 async def _lost(edgecore: EdgeCorePort, uplink: Uplink) -> None:

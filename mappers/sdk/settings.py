@@ -17,8 +17,9 @@ from msgspec.structs import FieldInfo
 
 from dmi.errors import ConfigError
 from dmi.types import Scalar
+from mappers.sdk.words import expected
 
-__all__ = ["decode_settings", "setting_names"]
+__all__ = ["decode_settings", "setting_names", "setting_problems"]
 
 S = TypeVar("S", bound=Struct)
 
@@ -30,6 +31,21 @@ def decode_settings(config: Mapping[str, Scalar], type_: type[S]) -> tuple[S, tu
         ConfigError: `path` is the key; a key is missing, or its value is of the wrong type, out of range or not one of
             the allowed texts.
     """
+    values, unknown, problems = _decode(config, type_)
+    if problems:
+        raise problems[0]
+    return type_(**values), unknown
+
+
+def setting_problems(config: Mapping[str, Scalar], type_: type[Struct]) -> tuple[list[ConfigError], tuple[str, ...]]:
+    """Everything for which `decode_settings` would refuse them, and the keys the struct has no field for."""
+    _, unknown, problems = _decode(config, type_)
+    return problems, unknown
+
+
+def _decode(
+    config: Mapping[str, Scalar], type_: type[Struct]
+) -> tuple[dict[str, Any], tuple[str, ...], list[ConfigError]]:
     fields, hints = _fields(type_)
     given: dict[str, Scalar] = {}
     unknown: list[str] = []
@@ -40,13 +56,17 @@ def decode_settings(config: Mapping[str, Scalar], type_: type[S]) -> tuple[S, tu
         elif field.encode_name not in given or key == field.encode_name:  # the exact spelling wins over another one
             given[field.encode_name] = value
     values: dict[str, Any] = {}
+    problems: list[ConfigError] = []
     for field in fields.values():
         name = field.encode_name
-        if name in given:
-            values[field.name] = _convert(name, given[name], hints[field.name])
-        elif _required(field):
-            raise ConfigError(name, "is missing")
-    return type_(**values), tuple(unknown)
+        try:
+            if name in given:
+                values[field.name] = _convert(name, given[name], hints[field.name])
+            elif _required(field):
+                raise ConfigError(name, "is missing")
+        except ConfigError as error:
+            problems.append(error)
+    return values, tuple(unknown), problems
 
 
 def setting_names(type_: type[Struct]) -> frozenset[str]:
@@ -75,8 +95,8 @@ def _convert(key: str, value: Scalar, type_: Any) -> Any:
         return str(value)
     try:
         return msgspec.convert(value.strip() if isinstance(value, str) else value, type_, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(key, f"{_shown(value)} is not accepted: {_plain(str(error))}") from None
+    except msgspec.ValidationError:
+        raise ConfigError(key, f"{_shown(value)} is not accepted: expected {expected(type_)}") from None
 
 
 def _choices(type_: Any) -> tuple[str, ...]:
@@ -90,8 +110,3 @@ def _choices(type_: Any) -> tuple[str, ...]:
 
 def _shown(value: Scalar) -> str:
     return repr(value[:64]) if isinstance(value, str) else repr(value)
-
-
-def _plain(message: str) -> str:
-    """msgspec's sentence in the words of the rest: "expected int <= 65535"."""
-    return message.replace("`", "").replace("Expected", "expected")

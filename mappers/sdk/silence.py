@@ -14,6 +14,9 @@ RETRY_S: Final = (1.0, 30.0)
 MIN_GRACE_S: Final = 0.02
 MAX_GRACE_S: Final = 0.25
 """What a probe may cost those who wait, unless the device was known to take longer while it answered."""
+PATIENT_EVERY: Final = 16
+"""Of the probes of a device that never answered, every so many gets all the time it wants: it may just be slow. With
+the longest back-off that is once in about 8 minutes."""
 _SLOWEST: Final = 4
 """A reply may take so many times the slowest lately."""
 _FADES: Final = 0.98
@@ -63,12 +66,20 @@ class Silences:
         self._slowest_of[device_id] = max(after_s, self._slowest_of.get(device_id, 0.0) * _FADES)
         return self._silent.pop(device_id, None)
 
-    def grace_s(self, device_id: str) -> float:
-        """How long a probe may still take once another device wants the line: what should be enough for a reply.
+    def forget(self, device_id: str) -> None:
+        """What is known of the device is of no use any more."""
+        self._silent.pop(device_id, None)
+        self._slowest_of.pop(device_id, None)
+
+    def grace_s(self, device_id: str) -> float | None:
+        """How long a probe may still take once another device wants the line: what should be enough for a reply. None:
+        as long as it wants.
 
         It doubles with each probe given up, for a device that answers, but slower than all others.
         """
         silence = self._silent.get(device_id)
+        if silence is not None and silence.misses % PATIENT_EVERY == 0 and device_id not in self._slowest_of:
+            return None
         grace_s = min(max(_SLOWEST * self._slowest_s, MIN_GRACE_S), MAX_GRACE_S)
         if silence is not None:
             grace_s = min(grace_s * 2.0 ** min(silence.given_up, 10), MAX_GRACE_S)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from dmi.types import DeviceId, DeviceState
+from mappers.sdk.errors import plain_reason
 
 __all__ = ["StateReporter"]
 
 logger = logging.getLogger(__name__)
+
+MAX_REASON: Final = 4096
+"""Characters: a device with many properties may have something wrong with each."""
 
 
 class StateReporter:
@@ -25,6 +30,7 @@ class StateReporter:
         self.reason = ""
 
     def set(self, state: DeviceState, reason: str = "") -> None:
+        reason = plain_reason(reason, MAX_REASON)
         if (state, reason) == (self.state, self.reason):
             return
         level = logging.INFO if state == "online" else logging.WARNING

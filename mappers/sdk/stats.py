@@ -64,7 +64,7 @@ class DeviceStats:
         self.reconnects = 0
         """Links opened after the first."""
         self.driver_errors = 0
-        """Exceptions that no driver should raise, and calls that did not end."""
+        """Exceptions that no driver should raise, calls that did not end, and links whose tasks piled up."""
         self.restarts = 0
         """Times the device's runtime itself failed and was started over."""
         self.leaked_tasks = 0

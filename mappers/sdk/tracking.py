@@ -13,6 +13,7 @@ from dmi.twins import Desired, Quality, Reported, Twin, WriteState
 from dmi.types import DeviceProperty, ModelProperty
 from dmi.values import Value, check_range, format_value
 from mappers.sdk.driver import Property
+from mappers.sdk.errors import plain_reason
 from mappers.sdk.keys import PLAIN_REPORTS, ReportKeys
 from mappers.sdk.limits import parse_wanted, value_range
 from mappers.sdk.schedule import backoff, cycle_s
@@ -25,7 +26,6 @@ CONFIRM_MS: Final = 10_000
 """How often an unchanged value is reported again when the property has no `reportCycle`."""
 MAX_TEXT: Final = 64 * 1024
 """Characters of a value. One that is larger than a DMI message would keep its whole device from being reported."""
-MAX_REASON: Final = 512
 WRITE_RETRY_S: Final = (1.0, 30.0)
 
 
@@ -192,7 +192,7 @@ class Tracker:
         self._degrade("bad", reason)
 
     def _degrade(self, quality: Quality, reason: str) -> None:
-        self._raw, reason = None, reason[:MAX_REASON]
+        self._raw, reason = None, plain_reason(reason)
         if (self.quality, self.reason) != (quality, reason):
             self.quality, self.reason = quality, reason
             self.dirty |= self.has_report
@@ -200,13 +200,14 @@ class Tracker:
     # desired
 
     def want(self, now: float, now_ms: int) -> None:
-        """Take over the declared desired value. The same one again changes nothing unless it is not applied yet."""
+        """Take over the declared desired value. The same one again changes nothing: what failed has its next attempt
+        in its own time, however often the declaration comes."""
         text = self.declared.desired.value
-        if text == self.desired.value and self.desired.write in ("applied", "pending"):
+        if text == self.desired.value:
             return
         self._start_over()
+        self.wanted, self.write_due = None, None
         if text == "":
-            self.wanted, self.write_due = None, None
             self._write_state("", "", "", now_ms)
             return
         try:
@@ -250,15 +251,15 @@ class Tracker:
         self._write_state(self.declared.desired.value, "failed", told, now_ms)
 
     def refuse(self, reason: str, now_ms: int) -> None:
-        """It can never be written as it is: the device is not touched, or not again."""
-        self.wanted, self.write_due = None, None
+        """It cannot be written as it is: the device is not touched, or not again before the next connect."""
+        self.write_due = None
         self._write_state(self.declared.desired.value, "failed", reason, now_ms)
 
     def _start_over(self) -> None:
         self.attempts, self._delays = 0, None
 
     def _write_state(self, value: str, write: WriteState, reason: str, now_ms: int) -> None:
-        before, reason = self.desired, reason[:MAX_REASON]
+        before, reason = self.desired, plain_reason(reason)
         if (before.value, before.write, before.reason) != (value, write, reason):
             self.desired = Desired(value=value, type=before.type, updated_ms=now_ms, write=write, reason=reason)
             self.dirty = True
@@ -268,6 +269,7 @@ def broken_twin(
     declared: DeviceProperty, model: ModelProperty | None, reason: str, last: Reported, now_ms: int
 ) -> Twin:
     """The twin of a property that cannot run as it is declared. What was read last stays."""
+    reason = plain_reason(reason)
     type_ = model.type.lower() if model else last.type
     wanted = declared.desired.value
     return Twin(

@@ -3,8 +3,9 @@
 While the edge core is slow or away, newer values replace older ones here. Several devices' reports may be under way at
 once, one per device. A refused call is made again later with what is then the newest.
 
-A stock edge core takes one call a second from its whole node (DMI contract 0.1, rule 7). Once it has said so, calls are
-paced, and what changed goes before what only confirms; among equals the device that has waited longest.
+A stock edge core takes one call a second from its whole node, after a burst (DMI contract 0.1, rule 7). Calls to one
+are paced, and what changed goes before what only confirms; among equals the device that has waited longest. So they are
+to any edge core that answers "too many", until everything is said.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dmi.twins import Twin
 from dmi.types import DeviceId, DeviceState
 from mappers.sdk.schedule import epoch_ms
 from mappers.sdk.stats import Histogram
+from mappers.sdk.stock import StockFilter
 
 __all__ = ["ReportClient", "Uplink"]
 
@@ -28,7 +30,10 @@ IN_FLIGHT: Final = 32
 """Calls under way at once, over all devices."""
 RETRY_S: Final = (1.0, 30.0)
 PACED_S: Final = 1.05
-"""Time from call to call once the edge core said "too many"."""
+"""Time from call to call to a stock edge core, and to any that said "too many"."""
+STOCK_BURST: Final = 50
+"""Calls to a stock edge core without that time between them, after a quiet while: half of what it takes, because other
+mappers need some too, and a Go mapper whose registration finds none left ends."""
 YIELD_S: Final = 30.0
 """So long a confirmation lets changes of other devices go first, and no longer."""
 
@@ -82,7 +87,10 @@ class Uplink:
         """Slots in the queue or held."""
         self._paced = False
         self._pace = asyncio.Lock()
-        self._free_at = 0.0
+        self._free_at = float("-inf")
+        """While calls are paced, when the next one may be made; as much earlier as there is burst left."""
+        self._stock = False
+        self._filter = StockFilter()
         self.lost = asyncio.Event()
         """Set when a call found the edge core gone; whoever registers clears it."""
         self.on_accepted: Callable[[DeviceId, int], None] = lambda _device, _oldest_ms: None
@@ -99,8 +107,13 @@ class Uplink:
         """Devices that have something to say which the edge core has not taken yet."""
         return self._busy
 
+    @property
+    def unfit(self) -> int:
+        """Values that a stock edge core dropped."""
+        return self._filter.lost
+
     def is_paced(self) -> bool:
-        """Whether calls are made one at a time, `PACED_S` apart."""
+        """Whether calls are made `PACED_S` apart in the long run."""
         return self._paced
 
     def put_twins(self, device_id: DeviceId, twins: Sequence[Twin], *, news: bool = True) -> None:
@@ -122,10 +135,12 @@ class Uplink:
             slot.ticket = 0
         if timer := self._retries.pop(device_id, None):
             timer.cancel()
+        self._filter.forget(device_id)
         self._note_idle()
 
-    def open(self) -> None:
+    def open(self, *, stock: bool = False) -> None:
         """The edge core knows this mapper: send."""
+        self._stock = self._paced = stock
         self.lost.clear()
         self._open.set()
 
@@ -178,9 +193,11 @@ class Uplink:
         may be made."""
         if not self.is_paced():
             entry = await self._queue.get()
-            if not self.is_paced():
+            if self._open.is_set() and not self.is_paced():
                 return self._hold(entry)
-            self._queue.put_nowait(entry)  # paced since: somebody else's turn may be first by then
+            self._queue.put_nowait(entry)  # not now: somebody else's turn may be first by then
+            await self._open.wait()
+            return None
         loop = asyncio.get_running_loop()
         async with self._pace:
             while (wait_s := self._free_at - loop.time()) > 0:  # noqa: ASYNC110  # a refusal meanwhile puts it off
@@ -189,7 +206,8 @@ class Uplink:
                 return None
             await self._open.wait()
             if slot := self._hold(await self._queue.get()):
-                self._free_at = loop.time() + PACED_S
+                spare_s = (STOCK_BURST - 1) * PACED_S if self._stock else 0.0
+                self._free_at = max(self._free_at, loop.time() - spare_s) + PACED_S
             return slot
 
     def _hold(self, entry: tuple[float, int, _Slot]) -> _Slot | None:
@@ -226,7 +244,7 @@ class Uplink:
 
     def _note_idle(self) -> None:
         if not self._busy:
-            self._paced = False
+            self._paced = self._stock
             self._idle.set()
 
     # calls
@@ -241,7 +259,8 @@ class Uplink:
                 await self._client.report_state(slot.device_id, *state)
             else:
                 slot.twins, slot.news = {}, False
-                await self._client.report_twins(slot.device_id, list(twins.values()))
+                fit = self._filter.fit(slot.device_id, twins.values()) if self._stock else list(twins.values())
+                await self._client.report_twins(slot.device_id, fit)
         except BaseException as error:
             self.report_failures += 1
             slot.news = True if state is not None else slot.news or news

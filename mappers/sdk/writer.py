@@ -11,6 +11,7 @@ from dmi.errors import ConversionError
 from dmi.types import DeviceId
 from dmi.values import Value, format_value
 from mappers.sdk.alarm import Alarm
+from mappers.sdk.calls import Lane
 from mappers.sdk.collect import Collector
 from mappers.sdk.connection import Connection
 from mappers.sdk.context import current_device, detached
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 PUSHED_BACK_S: Final = 5.0
 """How long a device that cannot be read has to send a value that was written."""
+TELL_S: Final = 0.2
+"""What became of one of several writes is told no later than this after it is known, however long the others take."""
 
 
 class Writer:
@@ -96,31 +99,40 @@ class Writer:
                 if next_due > loop.time():
                     await self._alarm.wait(next_due)
                     continue
-                await self._write_due(loop.time())
+                await self._write_due()
                 self._flush()
         finally:
             if self.task is asyncio.current_task():
                 self.task = None
 
-    async def _write_due(self, now: float) -> None:
+    async def _write_due(self) -> None:
+        loop, link = asyncio.get_running_loop(), self._connection.link
+        told_at = now = loop.time()
         due = [t for t in self._trackers.values() if t.write_due is not None and t.write_due <= now]
-        if self._connection.link is None:
+        if link is None:
             for tracker in due:
                 tracker.waits(self._connection.reason, epoch_ms())
             return
         if to_compare := [t for t in due if t.compare_first]:
             await self._compare(to_compare)
         for tracker in due:
+            if self._connection.link is not link:
+                return  # the next one starts over
             if self._current(tracker) and tracker.write_due is not None:
                 await self._write(tracker)
+            if loop.time() - told_at > TELL_S:
+                self._flush()
+                told_at = loop.time()
 
     async def _compare(self, trackers: list[Tracker]) -> None:
         """After a connect: what the device has already is not written again."""
         wanted = [(t, t.wanted) for t in trackers]
-        at = asyncio.get_running_loop().time()
+        at, link = asyncio.get_running_loop().time(), self._connection.link
         lane = self._connection.command
         async with lane.lock:
             results = await self._connection.read([t.property for t in trackers], lane)
+        if self._connection.link is not link:
+            return
         for tracker, value in wanted:
             tracker.compare_first = False
             if value is not None and self._still(tracker, value):
@@ -139,43 +151,57 @@ class Writer:
         if wanted is None:
             tracker.write_due = None
             return
+        connection = self._connection
+        link, epoch = connection.link, connection.epoch
+        outcome: ConversionError | DeviceError | tuple[Value, ReadResult]
         try:
-            held, result = await self.carry_out(tracker, wanted)
-        except ConversionError as error:
-            if self._still(tracker, wanted):
-                self._refuse(tracker, f"desired: {error}")
-        except DeviceUnreachable as error:
-            if self._still(tracker, wanted):
-                tracker.waits(error.problem, epoch_ms())
-        except DeviceUnsupported as error:
-            if self._still(tracker, wanted):
-                self._refuse(tracker, error.problem)
-        except DeviceError as error:
-            if self._still(tracker, wanted):
-                self._fail(tracker, error.problem, slow=isinstance(error, DeviceRejected | DeviceProtocolError))
-        else:
-            if self._still(tracker, wanted):
+            outcome = await self.carry_out(tracker, wanted, still=lambda: self._still(tracker, wanted))
+        except (ConversionError, DeviceError) as error:
+            outcome = error
+        if not self._still(tracker, wanted) or connection.epoch != epoch or connection.link not in (link, None):
+            return  # something newer is wanted, or wanted of another link, and is still to be written
+        match outcome:
+            case ConversionError():
+                self._refuse(tracker, f"desired: {outcome}")
+            case DeviceUnreachable():
+                tracker.waits(outcome.problem, epoch_ms())
+            case DeviceUnsupported():
+                self._refuse(tracker, outcome.problem)
+            case DeviceError():
+                self._fail(tracker, outcome.problem, slow=isinstance(outcome, DeviceRejected | DeviceProtocolError))
+            case held, result:
                 self._conclude(tracker, held, result)
 
-    async def carry_out(self, tracker: Tracker, value: Value, method: str = "") -> tuple[Value, ReadResult]:
+    async def carry_out(
+        self, tracker: Tracker, value: Value, method: str = "", *, still: Callable[[], bool] | None = None
+    ) -> tuple[Value, ReadResult]:
         """Write, or call a method, and read back: what the device should hold, and what it has. The latter is noted.
+
+        Args:
+            still: Whether it is still to be done, asked once it is its turn; by default whether the property is the
+                one it was.
 
         Raises:
             ConversionError: The device cannot hold the value; it was not touched.
             DeviceError: Not written, or not known to be.
         """
         loop, connection, name = asyncio.get_running_loop(), self._connection, tracker.name
-        async with connection.command.lock:
+        lane = connection.command
+        async with lane.lock:
+            if not (still() if still else self._current(tracker)):
+                raise DeviceError(self._device_id, f"property {name} was declared anew meanwhile: nothing was written")
             # Asked for first, so that a value the device cannot hold is refused before the device is touched.
             held = value if method else self._held(tracker, value)
+            epoch = connection.epoch
             news = self._collector.watched[name] = asyncio.Event()
             try:
                 at = loop.time()
-                await connection.write(tracker.property, value, connection.command, method)
-                result = await self._read_back(tracker, held, news, at)
+                await connection.write(tracker.property, value, lane, method)
+                result = await self._read_back(tracker, held, news, at, lane)
             finally:
                 del self._collector.watched[name]
-        self._note(tracker, result, at)
+        if connection.epoch == epoch:
+            self._note(tracker, result, at)
         return held, result
 
     def _held(self, tracker: Tracker, value: Value) -> Value:
@@ -188,10 +214,12 @@ class Writer:
             logger.exception("device %s: property %s: the driver failed", self._device_id, tracker.name)
             raise DeviceProtocolError(self._device_id, f"the driver failed: {error!r}") from error
 
-    async def _read_back(self, tracker: Tracker, held: Value, news: asyncio.Event, since: float) -> ReadResult:
+    async def _read_back(
+        self, tracker: Tracker, held: Value, news: asyncio.Event, since: float, lane: Lane
+    ) -> ReadResult:
         connection, link = self._connection, self._connection.link
         if link is None or link.reads is not None or not self._collector.is_pushed(tracker.name):
-            return (await connection.read([tracker.property], connection.command))[tracker.name]
+            return (await connection.read([tracker.property], lane))[tracker.name]
         try:
             async with asyncio.timeout(PUSHED_BACK_S):
                 while connection.link is link and not (tracker.updated_at >= since and self._is(tracker, held)):

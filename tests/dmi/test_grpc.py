@@ -95,6 +95,15 @@ async def test_a_mapper_registers_and_reports(tmp_path: Path) -> None:
     assert not socket.exists()
 
 
+async def test_a_long_reason_is_cut_at_a_character_and_arrives(tmp_path: Path) -> None:
+    core = EdgeCore()
+    async with serve_edgecore(core, tmp_path / "dmi.sock"), EdgeCoreClient(tmp_path / "dmi.sock") as client:
+        await client.report_state(DEVICE.id, "unhealthy", "a" + "größer" * 10_000)
+    ((_, _, reason),) = core.states
+    assert reason.startswith("agrößer")
+    assert 4090 < len(reason.encode()) <= 4096
+
+
 async def test_an_edge_core_calls_a_mapper(tmp_path: Path) -> None:
     mapper, socket = Mapper(), tmp_path / "m.sock"
     async with serve_mapper(mapper, socket), MapperClient(socket) as client:
@@ -164,3 +173,15 @@ def test_every_error_has_a_status_code() -> None:
         "INVALID_ARGUMENT", "INVALID_ARGUMENT", "NOT_FOUND", "NOT_FOUND", "NOT_FOUND",
         "UNAVAILABLE", "FAILED_PRECONDITION", "INTERNAL",
     ]  # fmt: skip
+
+
+async def test_a_mapper_does_not_take_the_socket_of_one_that_serves(tmp_path: Path) -> None:
+    socket = tmp_path / "m.sock"
+    async with serve_mapper(Mapper(), socket):
+        with pytest.raises(ConfigError, match="another process serves this socket"):
+            async with serve_mapper(Mapper(), socket):
+                pass
+        async with MapperClient(socket) as client:
+            await client.create_model(MODEL)  # unharmed
+    async with serve_mapper(Mapper(), socket):
+        pass

@@ -88,7 +88,15 @@ def test_what_a_type_cannot_hold_is_refused_in_words(text: str, type_: str, says
 
 @pytest.mark.parametrize(
     ("value", "type_"),
-    ((1.5, "INT"), (math.nan, "DOUBLE"), ("text", "INT"), (7, "BOOLEAN"), (b"\xff", "STRING"), (1, "BYTES")),
+    (
+        (1.5, "INT"),
+        (math.nan, "DOUBLE"),
+        ("text", "INT"),
+        (7, "BOOLEAN"),
+        (b"\xff", "STRING"),
+        ("\ud800", "STRING"),
+        (1, "BYTES"),
+    ),
 )
 def test_a_device_value_of_the_wrong_type_is_refused(value: object, type_: str) -> None:
     with pytest.raises(ConversionError):

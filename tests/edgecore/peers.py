@@ -26,6 +26,7 @@ from dmi import (
     device_id,
 )
 from dmi.client import EdgeCoreClient, MapperInfo, Registration
+from dmi.errors import PeerUnavailable
 from dmi.server import serve_mapper
 
 NODE = "edge-1"
@@ -266,10 +267,19 @@ class FakeMapper(Watched):
         self.held: asyncio.Event | None = None
 
     async def register(self) -> Registration:
-        answer = await self.client.register(self.info)
+        answer = await self._registered()
         self.devices = {d.id: d for d in answer.devices}
         self.models = {m.id: m for m in answer.models}
         return answer
+
+    async def _registered(self) -> Registration:
+        """As mappers do: an edge core that cannot be reached, on a busy machine too, is tried again."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                try:
+                    return await self.client.register(self.info)
+                except PeerUnavailable:
+                    await asyncio.sleep(0.1)
 
     @contextlib.asynccontextmanager
     async def running(self, *, register: bool = True) -> AsyncIterator["FakeMapper"]:

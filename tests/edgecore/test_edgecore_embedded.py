@@ -117,7 +117,19 @@ async def test_a_killed_edge_core_with_its_mappers_goes_on_where_it_was(
         (MappersConfig(enable=True, protocols=("abacus",)), "modules.mappers.protocols: no driver 'abacus'"),
         (
             MappersConfig(enable=True, protocols=("modbus",), http={"enabled": "perhaps"}),
-            "modules.mappers: http.enabled",
+            "modules.mappers.http.enabled: Expected",
+        ),
+        (
+            MappersConfig(enable=True, protocols=("virtual",), http={"token_file": "/no/such/token"}),
+            "f.yaml: modules.mappers.http.token_file: cannot be read",
+        ),
+        (
+            MappersConfig(enable=True, protocols=("virtual",), http={"cert_file": "/etc/cert.pem"}),
+            "f.yaml: modules.mappers.http.key_file: is missing, and http.cert_file is set",
+        ),
+        (
+            MappersConfig(enable=True, protocols=("virtual",), common={"address": "0.0.0.0"}),
+            "f.yaml: modules.mappers.common.address: '0.0.0.0' can be reached from other machines",
         ),
     ),
 )
@@ -144,10 +156,12 @@ FAILING = """
 import asyncio
 calls = []
 
-async def run(settings, dmi, stop):
-    calls.append(settings)
-    if len(calls) < 3:
+async def run(settings, dmi, stop, *, failures):
+    calls.append((settings, failures))
+    if len(calls) == 1:
         raise RuntimeError("a bug of a driver")
+    if len(calls) == 2:
+        raise SystemExit("another one")
     await stop.wait()
     calls.append("stopped in order")
 """
@@ -175,7 +189,7 @@ async def test_mappers_that_fail_are_started_over_and_end_in_order(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert sys.modules["failing_mappers"].calls[-1] == "stopped in order"
+    assert sys.modules["failing_mappers"].calls == [("{}", 0), ("{}", 1), ("{}", 2), "stopped in order"]
 
 
 async def test_edge_core_serves_others_while_its_own_mappers_cannot_run(
@@ -198,7 +212,7 @@ async def test_edge_core_serves_others_while_its_own_mappers_cannot_run(
 
 async def test_what_does_not_end_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stubborn_mappers.py").write_text(
-        "import asyncio\nasync def run(settings, dmi, stop):\n    await asyncio.Event().wait()\n"
+        "import asyncio\nasync def run(settings, dmi, stop, *, failures):\n    await asyncio.Event().wait()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(embedded_module, "END_S", 0.05)

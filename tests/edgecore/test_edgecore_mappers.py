@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dmi import DeviceId, PeerRefused
 from dmi.ports import MapperInfo
 from edgecore.config import EdgeCoreConfig
+from edgecore.devicetwin import links as links_module
 from edgecore.devicetwin import mappers as mappers_module
 from edgecore.devicetwin import spread
 from edgecore.devicetwin import twin as twin_module
-from edgecore.devicetwin.spread import Member, claim_of, owner_of
+from edgecore.devicetwin.spread import owner_of
 from edgecore.store import handed_digests, open_database, registered_mappers
 from mappers.drivers.virtual import VirtualDriver
 from mappers.sdk.mapper import run_mapper
@@ -31,50 +30,6 @@ from tests.edgecore.peers import FakeCloud, FakeMapper, device_object, model_obj
 SAVED = Path(__file__).parent.parent / "data" / "edgecore"
 DEVICES = [f"boiler-{n}" for n in range(12)]
 IDS = [DeviceId(f"default/{name}") for name in DEVICES]
-
-names = st.lists(st.text("abcdefgh-0123456789", min_size=1, max_size=8), min_size=1, max_size=6, unique=True)
-
-
-@given(names, st.text(min_size=1, max_size=20))
-def test_a_mapper_that_leaves_moves_only_its_own_devices(mappers: list[str], device: str) -> None:
-    id_ = DeviceId(f"default/{device}")
-    owner = owner_of(id_, mappers)
-    assert owner in mappers
-    for gone in mappers:
-        left = [m for m in mappers if m != gone]
-        if gone != owner:
-            assert owner_of(id_, left) == owner
-        elif left:
-            assert owner_of(id_, left) in left
-    assert owner_of(id_, reversed(mappers)) == owner
-
-
-def test_shares_are_about_even() -> None:
-    mappers = ["a", "b", "c"]
-    devices = [DeviceId(f"default/device-{n}") for n in range(3000)]
-    shares = [sum(owner_of(d, mappers) == m for d in devices) for m in mappers]
-    assert all(900 <= share <= 1100 for share in shares), shares
-
-
-def test_the_share_of_a_device_never_changes() -> None:
-    """Another edge core, or a later version, must come to the same answer."""
-    owners = [owner_of(id_, ["one", "two"]) for id_ in IDS[:8]]
-    assert owners == ["one", "one", "two", "one", "two", "one", "one", "one"]
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=4), st.booleans())
-def test_never_two_are_told_to_run_a_device(states: list[tuple[bool, bool, bool]], pinned: bool) -> None:
-    members = [
-        Member(str(i), answering=answering, alive=answering or alive, holds=holds)
-        for i, (answering, alive, holds) in enumerate(states)
-    ]
-    claims = {m.name: claim_of(IDS[0], m.name, members, pinned="0" if pinned else "") for m in members}
-    running = [name for name, claim in claims.items() if claim == "run"]
-    assert len(running) <= 1
-    for name in running:
-        assert not any(m.holds and m.answering for m in members if m.name != name)
-    if not any(m.holds and m.answering for m in members):
-        assert len(running) == 1  # nobody in the way: somebody runs it
 
 
 @pytest.fixture
@@ -193,6 +148,35 @@ async def test_a_mapper_that_does_not_answer_loses_its_devices_until_it_does(
         await two.one.until(lambda: len(two.one.devices) == len(IDS))
         two.two.held.set()
         await two.two.until(lambda: set(two.two.devices) == share and two.everything_once())
+
+
+async def test_a_mapper_that_hangs_without_being_called_is_noticed(
+    two: Two, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It keeps its connection and says nothing, and there is nothing to tell it either."""
+    monkeypatch.setattr(twin_module, "CALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(links_module, "QUIET_S", 0.5)
+    async with two.one.running(), two.two.running():
+        await two.two.until(two.as_spread)
+        share = set(two.two.devices)
+        two.two.held = asyncio.Event()
+        await two.one.until(lambda: len(two.one.devices) == len(IDS))
+        assert [r for r in caplog.records if "mapper two does not answer" in r.getMessage()]
+        assert not [r for r in caplog.records if "mapper one does not answer" in r.getMessage()]
+        two.two.held.set()
+        await two.two.until(lambda: set(two.two.devices) == share and two.everything_once())
+        assert {what for what, _ in two.two.calls} <= {"model", "device", "remove"}
+
+
+async def test_a_mapper_that_is_heard_of_is_not_called(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links_module, "QUIET_S", 2.0)
+    async with two.one.running():
+        two.one.calls.clear()
+        for _ in range(25):
+            await two.one.report(IDS[0], temperature="1")
+            await asyncio.sleep(0.1)
+        assert not two.one.calls
+        await two.one.until(lambda: [what for what, _ in two.one.calls] == ["model"])
 
 
 async def test_what_is_desired_reaches_the_mapper_that_has_the_device(two: Two, cloud: FakeCloud) -> None:

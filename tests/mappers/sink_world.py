@@ -56,7 +56,10 @@ class Collector:
     """Path with query, headers, body."""
     decide: Callable[[str, bytes], tuple[int, bytes]] | None = None
     gate: asyncio.Event | None = None
-    """Answers wait for it."""
+    """Answers wait for it, those to bodies that are `held`."""
+    held: Callable[[bytes], bool] = lambda body: True
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of every answer."""
     _runner: web.AppRunner | None = None
 
     @property
@@ -70,11 +73,11 @@ class Collector:
     async def start(self) -> None:
         async def take(request: web.Request) -> web.Response:
             body = await request.read()
-            if self.gate is not None:
+            if self.gate is not None and self.held(body):
                 await self.gate.wait()
             self.requests.append((request.raw_path, dict(request.headers), body))
             status, text = self.decide(request.raw_path, body) if self.decide else self.answer
-            return web.Response(status=status, body=text)
+            return web.Response(status=status, body=text, headers=self.headers)
 
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/{path:.*}", take)

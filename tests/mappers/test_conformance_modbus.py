@@ -113,21 +113,21 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("tls"))
 
 
-class TestTcp(DriverConformance):
+class TestTcp(DriverConformance, lacks=("pushed",)):
     @pytest.fixture
     async def subject(self, certificates: Certificates) -> AsyncIterator[Subject]:
         async with modbus_subject("TCP", certificates) as subject:
             yield subject
 
 
-class TestTls(DriverConformance):
+class TestTls(DriverConformance, lacks=("pushed",)):
     @pytest.fixture
     async def subject(self, certificates: Certificates) -> AsyncIterator[Subject]:
         async with modbus_subject("TLS", certificates) as subject:
             yield subject
 
 
-class TestRtu(DriverConformance):
+class TestRtu(DriverConformance, lacks=("pushed",)):
     @pytest.fixture
     async def subject(self, certificates: Certificates) -> AsyncIterator[Subject]:
         async with modbus_subject("RTU", certificates) as subject:
@@ -135,7 +135,7 @@ class TestRtu(DriverConformance):
 
 
 @pytest.mark.slow
-class TestOtherTransports(DriverConformance):
+class TestOtherTransports(DriverConformance, lacks=("pushed",)):
     @pytest.fixture(params=("UDP", "RTUOVERTCP", "ASCII"))
     async def subject(self, request: pytest.FixtureRequest, certificates: Certificates) -> AsyncIterator[Subject]:
         async with modbus_subject(request.param, certificates) as subject:

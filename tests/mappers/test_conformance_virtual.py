@@ -69,13 +69,13 @@ class VirtualSubject(Subject):
         return format_value(self.inner.device(self.device.id).held[property_name], model.type)
 
 
-class TestVirtual(DriverConformance):
+class TestVirtual(DriverConformance, lacks=("faults", "other_visitor")):
     @pytest.fixture
     def subject(self) -> Subject:
         return VirtualSubject()
 
 
-class TestVirtualOverABadLine(DriverConformance):
+class TestVirtualOverABadLine(DriverConformance, lacks=("neighbour", "other_visitor", "pushed")):
     """Faults put around the driver; nothing is pushed there, and everything read."""
 
     @pytest.fixture
@@ -91,14 +91,14 @@ class TestVirtualOverABadLine(DriverConformance):
         return subject
 
 
-class TestToy(DriverConformance):
+class TestToy(DriverConformance, lacks=("discovery", "pushed")):
     @pytest.fixture
     async def subject(self) -> AsyncIterator[Subject]:
         async with toy_subject(ToyDriver()) as subject:
             yield subject
 
 
-class TestPushingToy(DriverConformance):
+class TestPushingToy(DriverConformance, lacks=("discovery",)):
     @pytest.fixture
     async def subject(self) -> AsyncIterator[Subject]:
         async with toy_subject(PushingDriver()) as subject:

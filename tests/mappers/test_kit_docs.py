@@ -39,6 +39,7 @@ def test_the_examples_run(tmp_path: Path) -> None:
     passed = re.search(r"(\d+) passed", ran.stdout)
     assert passed is not None
     assert int(passed[1]) >= 18, ran.stdout
+    assert "skipped" not in ran.stdout
 
 
 def test_every_test_of_the_suite_is_on_the_page() -> None:

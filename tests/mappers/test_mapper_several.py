@@ -174,13 +174,13 @@ async def test_what_fails_is_started_over_until_it_is_told_to_stop(
 ) -> None:
     monkeypatch.setattr(app_module, "RESTART_S", (0.01, 0.02))
     stop, failures = asyncio.Event(), 0
-    told: list[Exception] = []
+    told: list[BaseException] = []
 
     async def run() -> None:
         nonlocal failures
         if failures < 3:
             failures += 1
-            raise RuntimeError(f"bug {failures}")
+            raise SystemExit("bug 2") if failures == 2 else RuntimeError(f"bug {failures}")
         await stop.wait()
 
     task = asyncio.create_task(keep_running(run, "m", stop, told.append))

@@ -77,6 +77,8 @@ def test_manifests_as_they_are_in_the_wild() -> None:
         ("INT", {"limit": 4}, "int", 4),
         ("FLOAT", {}, "float", 2),
         ("FLOAT", {"limit": 1}, "int", 1),
+        ("FLOAT", {"limit": 1, "dataType": "float", "scale": 0.1}, "int", 1),  # upstream's temperature sensor
+        ("DOUBLE", {"limit": "1", "dataType": "Double"}, "int", 1),
         ("DOUBLE", {}, "double", 4),
         ("DOUBLE", {"limit": 2}, "float", 2),
         ("BOOLEAN", {}, "boolean", 1),
@@ -108,7 +110,8 @@ def test_what_is_left_out_follows_from_the_model(
         ("INT", {"offset": 65535, "limit": 2}, "offset", "past the last address"),
         ("INT", {"limit": 3}, "limit", "1 or 2 or 4"),
         ("FLOAT", {"register": "CoilRegister", "dataType": "float"}, "dataType", "bits hold boolean or int"),
-        ("FLOAT", {"dataType": "float", "limit": 1}, "limit", "dataType int"),
+        ("FLOAT", {"dataType": "float32", "limit": 1}, "limit", "float32 takes 2 registers"),
+        ("FLOAT", {"dataType": "float", "limit": 4}, "limit", "float takes 2 registers"),
         ("STRING", {}, "limit", "is missing"),
         ("STRING", {"limit": 126}, "limit", "up to 125"),
         ("INT", {"scale": "NaN"}, "scale", "finite"),

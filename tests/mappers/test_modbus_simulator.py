@@ -372,6 +372,9 @@ async def test_a_socket_that_a_dead_process_left_is_taken_over_and_a_file_is_not
             async with control(simulator, path):
                 pass
         assert path.read_text() == "mine"
+        with pytest.raises(OSError, match=r"control: cannot listen on .*/nowhere/x: No such"):
+            async with control(simulator, tmp_path / "nowhere" / "x"):
+                pass
 
 
 class Counting:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tty
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,7 +21,16 @@ from mappers.sdk import (
     DeviceUnreachable,
     DeviceUnsupported,
 )
-from tests.mappers.modbus_world import MODES, Certificates, config_for, linked, property_, read_one, simulator, until
+from tests.mappers.modbus_world import (
+    MODES,
+    Certificates,
+    config_for,
+    linked,
+    property_,
+    read_one,
+    simulator,
+    until,
+)
 
 SERIAL_FRAMES: tuple[Mode, ...] = ("RTU", "RTUOVERTCP", "ASCII")
 
@@ -136,32 +143,6 @@ async def test_noise_in_place_of_a_reply_is_named(
     assert not [r for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
 
 
-async def test_the_late_reply_to_a_cancelled_request_is_not_taken_for_the_next(
-    device: Simulator, certificates: Certificates
-) -> None:
-    async with linked(ModbusDriver(), config_for(device, certificates)) as link:
-        device.faults.delay_s = 0.15
-        for _ in range(3):
-            asked = sum(device.requests.values())
-            half = asyncio.create_task(read_one(link, R0))
-            async with asyncio.timeout(20):
-                await until(lambda before=asked: sum(device.requests.values()) > before)  # type: ignore[misc]
-            half.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await half
-            assert await read_one(link, R1) == 1001
-
-
-async def test_the_late_reply_to_a_request_that_timed_out_neither(
-    device: Simulator, certificates: Certificates
-) -> None:
-    async with linked(ModbusDriver(), config_for(device, certificates, timeout=200)) as link:
-        device.faults.delay_s = 0.3
-        assert isinstance(await read_one(link, R0), DeviceTimeout)
-        device.faults.delay_s = 0.15  # so that the late one comes first
-        assert await read_one(link, R1) == 1001
-
-
 async def test_units_of_one_line_are_told_apart(device: Simulator, certificates: Certificates) -> None:
     driver, other = ModbusDriver(), DeviceId("plant/m2")
     async with (
@@ -249,61 +230,6 @@ async def test_devices_of_a_line_with_other_settings_are_refused(certificates: C
             assert caught.value.path == "baudRate"
         async with linked(driver, slow, DeviceId("plant/m2")) as link:
             assert await read_one(link, R0) == 1000
-
-
-async def test_two_names_of_a_port_are_one_line(certificates: Certificates, tmp_path: Path) -> None:
-    async with simulator("RTU", certificates, {1: IMAGE, 2: IMAGE}) as bus:
-        by_id = tmp_path / "usb-adapter"
-        by_id.symlink_to(bus.address)
-        driver = ModbusDriver()
-        async with (
-            linked(driver, config_for(bus, certificates)) as one,
-            linked(driver, config_for(bus, certificates, slave_id=2, serial_name=str(by_id)), DeviceId("p/2")) as two,
-        ):
-            assert [await read_one(one, R0), await read_one(two, R0)] == [1000, 1000]
-
-
-async def test_a_port_that_cannot_be_opened_is_named(certificates: Certificates, tmp_path: Path) -> None:
-    async with simulator("RTU", certificates, {1: IMAGE}) as bus:
-        missing = config_for(bus, certificates, serial_name=str(tmp_path / "ttyUSB9"))
-        with pytest.raises(DeviceUnreachable, match="ttyUSB9"):
-            async with linked(ModbusDriver(), missing):
-                pass
-        url = config_for(bus, certificates, serial_name="spy:///dev/null?file=/tmp/x")
-        with pytest.raises(ConfigError, match="is not a path") as caught:
-            async with linked(ModbusDriver(), url):
-                pass
-        assert caught.value.path == "serialName"
-
-
-async def test_a_port_without_rs485_mode_says_so(certificates: Certificates) -> None:
-    async with simulator("RTU", certificates, {1: IMAGE}) as bus:
-        with pytest.raises(ConfigError, match="no RS-485 mode") as caught:
-            async with linked(ModbusDriver(), config_for(bus, certificates, rs485_enabled=True)):
-                pass
-        assert caught.value.path == "rs485Enabled"
-        async with linked(ModbusDriver(), config_for(bus, certificates)) as link:  # the port was let go
-            assert await read_one(link, R0) == 1000
-
-
-async def test_a_reply_in_pieces_behind_noise_is_found(certificates: Certificates) -> None:
-    ours, theirs = os.openpty()
-    tty.setraw(theirs)
-    try:
-        async with simulator("RTU", certificates, {1: IMAGE}) as model:
-            config = config_for(model, certificates, serial_name=os.ttyname(theirs))
-            async with linked(ModbusDriver(), config) as link:
-                reading = asyncio.create_task(read_one(link, R0))
-                request = await asyncio.to_thread(os.read, ours, 64)
-                assert request == bytes.fromhex("010300000001840a")
-                # noise that looks like a begin, a foreign unit's reply, and ours in three pieces
-                for piece in ("0103", "ff00", "020302", "000784", "0103", "02002a", "399b"):
-                    os.write(ours, bytes.fromhex(piece if len(piece) % 2 == 0 else piece + "0"))
-                    await asyncio.sleep(0.01)
-                assert await reading == 42
-    finally:
-        os.close(ours)
-        os.close(theirs)
 
 
 # TLS

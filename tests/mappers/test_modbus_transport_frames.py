@@ -60,6 +60,10 @@ def test_what_the_reference_replies_is_understood(words: list[int], bits: list[b
     assert pdu.reply_length(reply[:2]) == len(reply)
     reply = raw(bits_.ReadCoilsResponse(bits=bits))
     assert pdu.parse_bits(reply, len(bits)) == bits
+    assert pdu.reply_size(pdu.read(1, 0, len(bits))) == len(reply)
+    assert pdu.reply_size(pdu.read(3, 0, len(words))) == 2 + 2 * len(words)
+    assert pdu.reply_size(pdu.read_write(0, words[:121])) == 2 + 2 * len(words[:121])
+    assert pdu.reply_size(pdu.write_register(0, 1)) == 0
     with pytest.raises(BadReply):
         pdu.parse_bits(reply, len(bits) + 8)
     with pytest.raises(BadReply):
@@ -126,6 +130,21 @@ def test_a_reply_is_found_in_whatever_pieces_it_comes(
         assert isinstance(found, MoreNeeded)
         buffer = buffer[found.skip :]
     assert framing.find(buffer + frame[at:], expected) == payload
+
+
+@given(st.sampled_from(FRAMINGS), UNITS, NUMBERS, PAYLOADS, st.binary(max_size=300))
+def test_a_reply_that_comes_byte_by_byte_or_with_more_behind_it_is_found(
+    framing: Framing, unit: int, number: int, payload: bytes, behind: bytes
+) -> None:
+    frame = framing.encode(unit, number, payload)
+    expected = Expected(unit, payload[0], numbered(framing, number))
+    buffer = b""
+    for byte in frame[:-1]:
+        found = framing.find(buffer + bytes((byte,)), expected)
+        assert isinstance(found, MoreNeeded)
+        buffer = (buffer + bytes((byte,)))[found.skip :]
+    assert framing.find(buffer + frame[-1:] + behind, expected) == payload
+    assert framing.find(buffer + frame[-1:] + frame, expected) == payload
 
 
 @given(st.sampled_from((RTU, ASCII)), UNITS, PAYLOADS, st.binary(max_size=40), st.integers(0, 255), PAYLOADS)

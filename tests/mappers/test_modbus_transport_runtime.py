@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from dmi.types import DesiredSpec, Device, DeviceModel, DeviceProperty, ModelProperty, Scalar, Visitor
-from mappers.drivers.modbus import ModbusDriver
+from dmi.types import DesiredSpec, Device, DeviceId, DeviceModel, DeviceProperty, ModelProperty, Scalar, Visitor
+from mappers.drivers.modbus import ModbusConfig, ModbusDriver, ModbusVisitor
+from mappers.drivers.modbus.link import ModbusLink
 from mappers.drivers.modbus.simulator import Image, Simulator
-from mappers.sdk import connection, silence
+from mappers.sdk import DeviceError, Property, ReadResult, connection, silence
 from mappers.sdk.testing import FakeEdgeCore, running
 from tests.mappers.modbus_world import Certificates, simulator
 
@@ -86,6 +91,55 @@ async def test_a_dead_unit_is_offline_and_comes_back_while_the_other_goes_on(
             bus.faults.clear()
             await core.until(lambda: core.state(two.id) == "online", 40)
             await core.until(lambda: core.quality(two.id, "level") == "good", 20)
+
+
+class Watched(ModbusDriver):
+    """Notes when each read that had an answer ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: dict[str, list[float]] = defaultdict(list)
+
+    @asynccontextmanager
+    async def connect(self, device_id: DeviceId, config: ModbusConfig) -> AsyncIterator[ModbusLink]:
+        async with super().connect(device_id, config) as link:
+            read_many = link.read_many
+
+            async def watched(properties: Sequence[Property[ModbusVisitor]]) -> Mapping[str, ReadResult]:
+                results = await read_many(properties)
+                if not isinstance(results["level"], DeviceError):
+                    self.ends[device_id].append(asyncio.get_running_loop().time())
+                return results
+
+            link.read_many = watched  # type: ignore[method-assign]  # to look, not to change
+            yield link
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ("TCP", "RTU"))
+async def test_the_cycles_of_the_others_are_late_at_most_once_when_a_unit_dies(
+    certificates: Certificates, mode: str
+) -> None:
+    """The runtime's own cycles, reconnects and desired values, on a line that the dead unit keeps wanting."""
+    timeout_ms, units = 1500, range(1, 9)
+    async with simulator(mode, certificates, dict.fromkeys(units, IMAGE)) as bus:  # type: ignore[arg-type]  # as above
+        devices = [device(f"unit-{u}", u, at(bus, baudRate=115200, timeout=timeout_ms), desired="5") for u in units]
+        dead, driver, loop = devices[3], Watched(), asyncio.get_running_loop()
+        async with FakeEdgeCore(devices=devices, models=[MODEL]) as core, running(driver, core):
+            await core.until(lambda: {core.state(d.id) for d in devices} == {"online"}, 30)
+            bus.faults.silent_units = {4}
+            died = loop.time()
+            await core.apply(msgspec.structs.replace(dead, properties=device("x", 4, {}, desired="7").properties))
+            asked = bus.requests.total()
+            await core.until(lambda: core.state(dead.id) == "offline", 60)
+            probes = bus.faults.seen["silent_units"]
+            await core.until(lambda: bus.faults.seen["silent_units"] >= probes + 3, 60)  # they may harm nobody
+            assert bus.requests.total() - asked > 10 * bus.faults.seen["silent_units"]
+        for living in devices:
+            if living is not dead:
+                times = [t for t in driver.ends[living.id] if t > died - 0.5]
+                pauses = [b - a for a, b in pairwise(times)]
+                assert sum(pause > 0.6 * timeout_ms / 1000 for pause in pauses) <= 1, (living.name, pauses)
 
 
 async def test_a_broadcast_device_writes_and_says_that_nobody_confirmed(certificates: Certificates) -> None:

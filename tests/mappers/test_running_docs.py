@@ -9,9 +9,12 @@ import yaml
 
 from dmi.crd import device_from_crd
 from dmi.types import PIN, DeviceModel
+from edgecore import embedded
 from edgecore.configfile import load_config as load_edgecore
+from edgecore.devicetwin import links, spread
 from edgecore.embedded import prepare
 from mappers.drivers.modbus import ModbusDriver
+from mappers.sdk import app, uplink, watchdog
 from mappers.sdk.config import DataConfig, HttpConfig, LogConfig, load_config
 from mappers.sdk.declaration import declare
 from tests.mappers.test_mapper_several import command
@@ -56,3 +59,20 @@ async def test_the_service_runs_a_command_that_exists(tmp_path: Path) -> None:
         _, errors = await process.communicate()
     assert process.returncode == 2
     assert "missing.yaml' does not exist" in errors.decode()  # the file, nothing else
+
+
+def test_the_figures_are_those_of_the_code() -> None:
+    page = " ".join(PAGE.split())
+    hung_s = links.QUIET_S + links.CALL_TIMEOUT_S + spread.MOVE_GRACE_S
+    for sentence in (
+        f"After {spread.MOVE_GRACE_S:g} s without it, its devices move",
+        f"calls a mapper that has said nothing for {links.QUIET_S:g} s",
+        f"does not answer within {links.CALL_TIMEOUT_S:g} s is away",
+        f"after {hung_s:g} s at most its devices are with the others",
+        f"after at most {uplink.STOCK_BURST} at once",
+        f"started over after {app.RESTART_S[0]:g} s to {app.RESTART_S[1]:g} s, while",
+        f"started over after {2 * embedded.RESTART_S[0]:g} s to {embedded.RESTART_S[1]:g} s, and",
+        f"for more than {watchdog.THRESHOLD_S:g} s is named",
+    ):
+        assert sentence in page, sentence
+    assert uplink.PACED_S > 1  # below one call a second

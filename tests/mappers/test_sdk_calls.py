@@ -10,7 +10,7 @@ import pytest
 from mappers.sdk import calls as module
 from mappers.sdk.alarm import Alarm
 from mappers.sdk.calls import CallClosed, Lane
-from mappers.sdk.context import LinkScope, current_link
+from mappers.sdk.context import LinkScope, current_link, waiting_turn
 
 SOON, LONG = 0.02, 60.0
 
@@ -128,10 +128,31 @@ async def test_a_call_that_does_not_end_is_told_about_and_ends_as_cancelled_once
     task = asyncio.create_task(cling())
     await asyncio.wait_for(stuck.wait(), 5)
     lane.give_up()
-    with lane.within(LONG, None):  # free again
-        let_go.set()
-        await asyncio.wait([task])
+    with pytest.raises(CallClosed), lane.within(LONG, None):
+        pass
+    let_go.set()
+    await asyncio.wait([task])
     assert task.cancelled()
+
+
+async def test_waiting_for_the_turn_on_a_shared_line_does_not_count() -> None:
+    lane, loop = Lane(unexpected), asyncio.get_running_loop()
+    with lane.within(SOON, None):
+        for _ in range(3):
+            with waiting_turn(loop.time):
+                await asyncio.sleep(SOON * 3)
+
+    async def turn_without_end() -> None:
+        with waiting_turn(loop.time):
+            await asyncio.sleep(SOON * 3)
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError), lane.within(SOON, None):
+        await turn_without_end()
+    with pytest.raises(TimeoutError), lane.within(SOON, None):
+        await asyncio.Event().wait()
+    with waiting_turn(loop.time):  # outside a call
+        pass
     lane.close()
 
 

@@ -1,12 +1,9 @@
-"""Shared lines with a bus of plain coroutines: opening, turns, silence, loss, cancellation."""
+"""Shared lines with a bus of plain coroutines: opening, turns, loss, cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,71 +19,12 @@ from mappers.sdk import (
     Line,
     SharedLines,
 )
-
-A, B, C = DeviceId("plant/a"), DeviceId("plant/b"), DeviceId("plant/c")
-
-
-class Bus:
-    """What the line runs over. It notices when two use it at once."""
-
-    def __init__(self) -> None:
-        self.users = 0
-        self.log: list[str] = []
-        self.reply = asyncio.Event()
-        self.reply.set()
-
-    async def ask(self, who: str, *, seconds: float = 0.0) -> None:
-        assert not self.users, "two at once"
-        self.users += 1
-        self.log.append(who)
-        try:
-            await asyncio.sleep(seconds)
-            await self.reply.wait()
-        finally:
-            self.users -= 1
-
-
-class Opener:
-    def __init__(self) -> None:
-        self.opened = self.closed = 0
-        self.fails: Exception | None = None
-        self.may_open = asyncio.Event()
-        self.may_open.set()
-        self.opening = asyncio.Event()
-        self.broken: Callable[[str], None]
-
-    @contextlib.asynccontextmanager
-    async def __call__(self, broken: Callable[[str], None]) -> AsyncIterator[Bus]:
-        self.opening.set()
-        await self.may_open.wait()
-        if self.fails is not None:
-            raise self.fails
-        self.opened += 1
-        self.broken = broken
-        try:
-            yield Bus()
-        finally:
-            self.closed += 1
-
-
-async def ended(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    async with asyncio.timeout(20):
-        return await coroutine
+from tests.mappers.lines_world import A, B, Bus, C, Opener, ended, line_of, silent
 
 
 @pytest.fixture
 def opener() -> Opener:
     return Opener()
-
-
-@contextlib.asynccontextmanager
-async def line_of(*devices: DeviceId) -> AsyncIterator[tuple[Line[Bus], Opener]]:
-    lines: SharedLines[str, Bus] = SharedLines()
-    opener = Opener()
-    async with contextlib.AsyncExitStack() as stack:
-        for device in devices:
-            line = await stack.enter_async_context(lines.use("bus", opener, device_id=device))
-        yield line, opener
 
 
 # opening and closing
@@ -239,121 +177,6 @@ async def test_a_rest_is_kept_between_transactions() -> None:
         ended_at = loop.time()
         async with line.turn(B):
             assert loop.time() - ended_at >= 0.045
-
-
-async def test_a_silent_device_is_held_back_while_others_use_the_line() -> None:
-    async with line_of(A, B) as (line, _):
-        with pytest.raises(DeviceTimeout, match=r"^device plant/a: nothing"):
-            async with line.turn(A):
-                raise DeviceTimeout(A, "nothing")
-        reasons = set()
-        for _ in range(3):
-            with pytest.raises(DeviceTimeout, match="no reply since 20") as caught:
-                async with line.turn(A):
-                    raise AssertionError("the wire was touched")
-            reasons.add(caught.value.problem)
-        assert len(reasons) == 1  # so that it is reported once
-        async with line.turn(B) as bus:
-            await bus.ask("b")
-
-
-async def test_a_device_alone_is_not_held_back() -> None:
-    async with line_of(A) as (line, _):
-        with pytest.raises(DeviceTimeout):
-            async with line.turn(A):
-                raise DeviceTimeout(A, "nothing")
-        async with line.turn(A) as bus:
-            await bus.ask("a")
-
-
-async def test_what_a_device_wants_besides_costs_no_second_timeout() -> None:
-    async with line_of(A, B) as (line, _):
-
-        async def second() -> None:
-            async with line.turn(A, write=True):
-                raise AssertionError("the wire was touched")
-
-        async def first() -> None:
-            async with line.turn(A):
-                others.append(asyncio.create_task(second()))
-                await asyncio.sleep(0)
-                raise DeviceTimeout(A, "nothing")
-
-        others: list[asyncio.Task[None]] = []
-        async with asyncio.timeout(20):
-            with pytest.raises(DeviceTimeout):
-                await first()
-            with pytest.raises(DeviceTimeout, match="no reply since"):
-                await others[0]
-
-
-async def silent(line: Line[Bus], device: DeviceId) -> None:
-    """Make a device silent with its back-off over."""
-    with pytest.raises(DeviceTimeout):
-        async with line.turn(device):
-            raise DeviceTimeout(device, "nothing")
-    silence = line._silences.of(device)
-    assert silence is not None
-    silence.until = 0.0
-
-
-async def test_a_probe_is_given_up_for_another_and_an_answer_ends_the_silence() -> None:
-    async with line_of(A, B) as (line, _):
-        await silent(line, A)
-        on_the_wire = asyncio.Event()
-
-        async def probe() -> None:
-            async with line.turn(A) as bus:
-                on_the_wire.set()
-                await bus.ask("probe", seconds=60)
-
-        probing = asyncio.create_task(probe())
-        await on_the_wire.wait()
-        async with asyncio.timeout(20):  # not the probe's minute
-            async with line.turn(B) as bus:
-                await bus.ask("b")
-            with pytest.raises(DeviceTimeout, match="no reply since"):
-                await probing
-        assert bus.log == ["probe", "b"]
-        silence = line._silences.of(A)
-        assert silence is not None
-        silence.until = 0.0
-        async with line.turn(A) as bus:
-            await bus.ask("answered")
-        assert line._silences.of(A) is None
-
-
-async def test_a_probe_that_finds_others_waiting_is_given_up_too() -> None:
-    async with line_of(A, B) as (line, _):
-        await silent(line, A)
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-
-            async def greedy() -> None:
-                for _ in range(200):
-                    async with line.turn(B) as bus:
-                        await asyncio.sleep(0)
-                        bus.log.append("b")
-
-            async def probe() -> None:
-                async with line.turn(A) as bus:
-                    assert not all(w.done() for w in workers)  # it got its turn, though others always wait
-                    await bus.ask("probe", seconds=60)
-
-            workers = [tasks.create_task(greedy()) for _ in range(2)]
-            with pytest.raises(DeviceTimeout):
-                await probe()
-
-
-async def test_the_third_miss_ends_the_link_of_the_device_alone() -> None:
-    async with line_of(A, B) as (line, opener):
-        await silent(line, A)
-        await silent(line, A)
-        with pytest.raises(DeviceUnreachable, match="no reply since"):
-            async with line.turn(A):
-                raise DeviceTimeout(A, "nothing")
-        async with line.turn(B) as bus:
-            await bus.ask("b")
-        assert opener.closed == 0
 
 
 # loss

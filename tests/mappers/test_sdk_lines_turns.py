@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mappers.sdk.silence import MAX_GRACE_S, MIN_GRACE_S, Silences
+from mappers.sdk.silence import MAX_GRACE_S, MIN_GRACE_S, PATIENT_EVERY, Silences
 from mappers.sdk.turns import PATIENCE, Rank, Turns
 
 DEVICES = ("a", "b", "c", "d")
@@ -167,8 +167,20 @@ def test_the_grace_of_a_probe_follows_the_slowest_reply_lately() -> None:
     for _ in range(500):
         silences.answered("b", 0.001)
     assert silences.grace_s("dead") == MIN_GRACE_S
-    for _ in range(20):
+    for _ in range(PATIENT_EVERY + 1):
         silences.missed("dead", 0.0, given_up=True)
     assert silences.grace_s("dead") == MAX_GRACE_S
     silences.answered("slow", 2.0)
     assert silences.grace_s("slow") == 3.0  # known to need it
+
+
+def test_who_never_answered_gets_all_the_time_it_wants_now_and_then() -> None:
+    """It may be slower than the grace, and would otherwise never be heard on a line that is always busy."""
+    silences = Silences()
+    silences.answered("seen", 0.01)
+    patient = {"never": 0, "seen": 0}
+    for _ in range(3 * PATIENT_EVERY):
+        for device in patient:
+            silences.missed(device, 0.0, given_up=True)
+            patient[device] += silences.grace_s(device) is None
+    assert patient == {"never": 3, "seen": 0}  # of the other it is known how long it takes

@@ -188,6 +188,14 @@ async def test_what_is_wrong_with_a_sink_is_said_and_harms_nothing(caplog: pytes
     ]
 
 
+async def test_a_key_that_nobody_reads_is_shown_with_the_state_and_harms_nothing() -> None:
+    recorder = Recorder()
+    device = any_device(prop("flow", deadbnad=1))
+    async with running_device(LinkDriver(lambda: Cells(flow=1.0)), device, recorder):
+        await recorder.until(lambda: bool(recorder.states))
+        assert recorder.states == [("online", "spec.properties[0].visitors.configData.deadbnad: is not used by any")]
+
+
 async def test_a_reported_value_out_of_range_is_bad_and_the_last_good_one_stays() -> None:
     model = DeviceModel("plant", "meter", properties=(ModelProperty("flow", "FLOAT", minimum="0", maximum="0.1"),))
     link, recorder = Cells(flow=0.1), Recorder()

@@ -192,7 +192,7 @@ async def test_a_driver_that_hangs_is_ended_by_the_runtime(tmp_path: Path, monke
         await edge.until(lambda: edge.value(DeviceId("plant/bad"), "level") == "1")
 
 
-async def test_a_config_the_driver_refuses_on_connect_is_not_tried_again(tmp_path: Path) -> None:
+async def test_a_config_the_driver_refuses_on_connect_is_tried_again_once_declared_anew(tmp_path: Path) -> None:
     memory = MemoryDevice(a=1)
     memory.connect_fault = ConfigError("name", "no such meter")
     device = memory_device(prop("level", cell="a", cycle_ms=20))

@@ -16,6 +16,10 @@ def tracker(desired: str = "", *, read_only: bool = False) -> Tracker:
     return Tracker(declared, Property("p", MemoryVisitor("p"), model))
 
 
+def written(t: Tracker) -> tuple[str, float | None]:
+    return t.desired.write, t.write_due
+
+
 def test_one_missed_cycle_is_stale_three_are_bad_and_the_value_stays() -> None:
     t = tracker()
     t.seen(7, 1000, 1.0)
@@ -59,11 +63,12 @@ def test_a_desired_value_that_can_never_be_written_is_failed_and_not_due() -> No
     for text, read_only, says in (("101", False, "maximum"), ("x", False, "not an INT"), ("5", True, "ReadOnly")):
         t = tracker(text, read_only=read_only)
         t.want(0.0, 1000)
-        assert (t.desired.value, t.desired.write, t.write_due) == (text, "failed", None)
+        t.recheck(1.0)
+        assert (t.desired.value, t.desired.write, t.wanted, t.write_due) == (text, "failed", None, None)
         assert says in t.desired.reason
 
 
-def test_redelivery_does_nothing_unless_it_is_not_applied() -> None:
+def test_redelivery_changes_nothing_whatever_became_of_the_write() -> None:
     t = tracker("5")
     t.want(1.0, 1000)
     assert (t.desired.write, t.write_due) == ("pending", 1.0)
@@ -74,8 +79,15 @@ def test_redelivery_does_nothing_unless_it_is_not_applied() -> None:
     t.failed("device busy", 3.0, 3000)
     assert t.write_due is not None
     assert 3.8 <= t.write_due <= 4.0
+    due = t.write_due
+    t.dirty = False
     t.want(4.0, 4000)
-    assert (t.desired.write, t.write_due) == ("pending", 4.0)
+    assert (t.desired.write, t.write_due, t.attempts, t.dirty) == ("failed", due, 1, False)
+    t.refuse("the device cannot hold it", 5000)
+    t.want(6.0, 6000)
+    assert written(t) == ("failed", None)
+    t.recheck(7.0)  # another link may take it
+    assert (t.wanted, t.write_due) == (5, 7.0)
 
 
 def test_an_empty_desired_value_asks_for_nothing() -> None:
@@ -111,7 +123,9 @@ def test_attempts_are_counted_in_the_reason_until_something_else_is_wanted() -> 
         t.failed("written 5, but the device has 4", 0.0, now_ms)
         reasons.append((t.desired.reason.removesuffix("written 5, but the device has 4"), t.desired.updated_ms))
     assert reasons == [("", 1), ("attempt 2: ", 2), ("attempt 3: ", 3)]
-    t.want(4.0, 4)  # delivered again: tried at once, counted from one
+    for text in ("", "5"):
+        t.declared = DeviceProperty("p", desired=DesiredSpec(text))
+        t.want(4.0, 4)
     assert (t.desired.write, t.write_due, t.attempts) == ("pending", 4.0, 0)
     t.failed("device busy", 5.0, 5)
     assert t.desired.reason == "device busy"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from dmi.push import push_from_pb, push_to_pb
 from dmi.types import Device, DeviceId, DeviceProperty
 from mappers.sdk.config import DataConfig, data_folder
+from mappers.sdk.push import PushPlane
 from mappers.sdk.sinks.declared import read_push_method
 from mappers.sdk.sinks.secrets import Secrets
+from mappers.sdk.web.views import HasSinkStats
 from tests.mappers.sink_world import plane
 
 ALL: dict[str, Any] = {
@@ -137,6 +141,58 @@ def test_secrets_are_found_by_file_then_environment_the_special_name_first(tmp_p
     (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is not text"):
         secrets.find("BINARY")
+
+
+def labels(push: dict[str, Any]) -> list[str]:
+    return [target.label for target, _ in read_push_method(push, "p", DeviceId("plant/meter"), "flow")[0]]
+
+
+def test_targets_that_differ_have_labels_that_differ() -> None:
+    """They are series of the same metrics."""
+
+    def mysql(user: str) -> dict[str, Any]:
+        return {"dbMethod": {"mysql": {"mysqlClientConfig": {"addr": "db", "database": "plant", "userName": user}}}}
+
+    assert labels(mysql("a")) != labels(mysql("b"))
+
+
+@pytest.mark.parametrize(
+    "push",
+    (
+        {"http": {"hostName": "http://c", "requestPath": "/in?key=KEY-%s"}},
+        {"otel": {"endpointURL": "https://c/v1/metrics?api-key=KEY-%s"}},
+        {"mqtt": {"address": "wss://c/mqtt?signature=KEY-%s", "topic": "t"}},
+    ),
+)
+def test_a_key_in_a_query_is_shown_to_nobody(push: dict[str, Any]) -> None:
+    ((kind, config),) = push.items()
+    shown = [labels({kind: {k: v.replace("%s", n) for k, v in config.items()}}) for n in "ab"]
+    assert "KEY" not in str(shown)
+    assert len(set(map(tuple, shown))) == 2, "and yet they are told apart"
+
+
+def test_an_endless_age_is_refused_where_it_is_configured() -> None:
+    with pytest.raises(msgspec.ValidationError, match="max_age_s"):
+        msgspec.convert({"max_age_s": math.inf}, DataConfig)
+
+
+async def test_a_folder_that_cannot_be_looked_into_keeps_no_mapper_from_running(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = data_folder(DataConfig(dir=str(tmp_path)), "\N{GREEK CAPITAL LETTER OMEGA}" * 60, "/s")
+    async with PushPlane(DataConfig(), "m", folder) as samples:
+        assert "cannot be taken up" in caplog.text
+        assert not samples.declare(
+            Device("a", "b", properties=(DeviceProperty("p", push_method={"http": ALL["http"]}),))
+        )
+
+
+async def test_a_damaged_file_of_an_earlier_run_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "http-1.db").write_bytes(b"no database")
+    async with PushPlane(DataConfig(), "m", tmp_path) as samples:
+        assert samples.files_set_aside == 1
+    assert isinstance(samples, HasSinkStats), "or /metrics would not show it"
+    assert (tmp_path / "http-1.damaged-1").exists()
 
 
 def test_every_mapper_has_a_folder_of_its_own() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import pytest
 
 from mappers.sdk.sinks import DataPlane
 from mappers.sdk.sinks import sink as sink_module
+from mappers.sdk.sinks.backlog import Backlog
 from mappers.sdk.sinks.delivery import Delivery
 from mappers.sdk.sinks.kinds.influxdb import InfluxRoute, InfluxTarget
 from mappers.sdk.sinks.kinds.mqtt import MqttRoute, MqttTarget
 from mappers.sdk.sinks.record import AnyRecord, Record, SinkRejected, SinkUnavailable
+from mappers.sdk.sinks.store import Limits, Store
 from tests.mappers.sink_world import collector, device, plane, sample, until
 
 
@@ -154,6 +158,28 @@ async def test_what_was_delivered_before_a_failure_is_not_sent_again() -> None:
     for topic in range(5):
         line = [int(v) for v in sender.got if int(v) % 5 == topic]
         assert line == sorted(line), "the records of a route stay in order"
+
+
+async def test_a_write_to_disk_that_is_cancelled_half_way_is_seen_through(tmp_path: Path) -> None:
+    """Whether the thread has stored the samples would be anybody's guess: they would be lost, or there twice."""
+    release = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        backlog = Backlog(Store(tmp_path / "a.db", MqttTarget("tcp://b"), Limits(10**7, 1000)), executor)
+        executor.submit(release.wait)
+        storing = asyncio.create_task(backlog.run())
+        backlog.add(Record(sample(n), MqttRoute("t", 1, False)) for n in range(10))
+        await until(lambda: backlog._writing, "it is being written")
+        storing.cancel()
+        await asyncio.sleep(0.05)
+        assert not storing.done()
+        assert backlog.waiting == 10
+        release.set()
+        await asyncio.wait([storing])
+        assert storing.cancelled()
+        await backlog.save()
+        chunk = await backlog.take(100)
+        assert [r.sample.value for r in chunk.records] == [str(n) for n in range(10)]
+        await backlog.close()
 
 
 def _accounted(data: DataPlane) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from dmi.types import DeviceId
 from mappers.sdk.samples import Sample
+from mappers.sdk.sinks import DataPlane
 from mappers.sdk.sinks import sink as sink_module
 from tests.mappers.sink_world import DEVICE, Collector, collector, device, plane, sample, until
 
@@ -99,6 +100,49 @@ async def test_live_samples_do_not_wait_for_the_backlog(server: Collector, tmp_p
         assert set(values(server)) == {*range(3000), 999_999}
 
 
+async def replaying_while_a_live_sample_is_under_way(server: Collector, data: DataPlane) -> None:
+    """3,000 samples waited; the server is back, and takes its time over a live one."""
+    data.declare(device({"dbMethod": {"influxdb2": {
+        "influxdb2ClientConfig": {"url": server.url, "org": "o", "bucket": "b"},
+        "influxdb2DataConfig": {"measurement": "m", "fieldKey": "f"},
+    }}}))  # fmt: skip
+    await server.stop()
+    for number in range(3000):
+        data.put(sample(number))
+    await until(lambda: data.stats()[0].file and data.stats()[0].waiting == 3000, "all wait on disk")
+    server.gate, server.held = asyncio.Event(), lambda body: b'"live"' in body
+    await server.start()
+    await until(lambda: data.stats()[0].up, "it is back")
+    data.put(sample(0, value="live"))
+
+
+async def test_the_replay_pauses_while_a_live_sample_is_under_way(
+    server: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_module, "YIELD_S", 60.0)
+    async with plane(tmp_path / "data") as data:
+        await replaying_while_a_live_sample_is_under_way(server, data)
+        await asyncio.sleep(0.2)  # for the part of the backlog that was on its way
+        before = data.stats()[0].waiting
+        assert before > 1000
+        await asyncio.sleep(0.5)
+        assert data.stats()[0].waiting == before
+        assert server.gate is not None
+        server.gate.set()
+        await until(lambda: data.stats()[0].waiting == 0, "then it goes on")
+
+
+async def test_the_replay_of_a_sink_that_is_never_idle_comes_to_its_end(
+    server: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_module, "YIELD_S", 0.01)
+    async with plane(tmp_path / "data") as data:
+        await replaying_while_a_live_sample_is_under_way(server, data)
+        await until(lambda: data.stats()[0].waiting == 1, "all but the live one is sent")
+        assert server.gate is not None
+        server.gate.set()
+
+
 async def test_stopping_while_the_sink_is_away_keeps_everything_for_the_next_run(
     server: Collector, tmp_path: Path
 ) -> None:
@@ -115,6 +159,33 @@ async def test_stopping_while_the_sink_is_away_keeps_everything_for_the_next_run
         await until(lambda: not data.stats(), "a sink that nobody declares is closed")
     assert values(server) == list(range(50))
     assert not list(folder.iterdir())
+
+
+async def test_being_stopped_while_starting_leaves_nothing_running(
+    server: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    await server.stop()
+    async with plane(folder) as data:
+        for path in ("/a", "/b"):
+            data.declare(device(http(server, path), name=f"meter-{path[1:]}"))
+            data.put(Sample(DeviceId(f"plant/meter-{path[1:]}"), "flow", "1", "float", 0))
+    assert len(list(folder.glob("*.db"))) == 2
+    loading, forever = asyncio.Event(), asyncio.Event()
+
+    async def load(_sink: object) -> None:
+        loading.set()
+        await forever.wait()
+
+    monkeypatch.setattr(sink_module.Sink, "load", load)
+    before = asyncio.all_tasks()
+    starting = asyncio.create_task(plane(folder).__aenter__())
+    await loading.wait()
+    starting.cancel()
+    await asyncio.wait([starting])
+    assert starting.cancelled()
+    assert asyncio.all_tasks() == before
+    assert len(list(folder.glob("*.db"))) == 2
 
 
 async def test_stopping_sends_what_is_under_way_or_keeps_it(server: Collector, tmp_path: Path) -> None:
@@ -166,13 +237,19 @@ async def test_a_server_in_trouble_is_tried_again(server: Collector, tmp_path: P
         await until(lambda: data.stats()[0].sent == 1, "it arrives")
 
 
-async def test_a_redirect_is_not_taken_for_success(server: Collector, tmp_path: Path) -> None:
-    server.answer = (302, b"")
-    async with plane(tmp_path) as data:
+@pytest.mark.parametrize("status", (301, 302, 307))
+async def test_a_redirect_is_neither_followed_nor_taken_for_success(
+    server: Collector, tmp_path: Path, status: int
+) -> None:
+    """It could lose the body, and would hand the token to whoever the answer names."""
+    async with collector() as elsewhere, plane(tmp_path, {"HTTP_TOKEN": "secret-of-the-first"}) as data:
+        server.answer = (status, b"")
+        server.headers = {"Location": f"{elsewhere.url}/stolen"}
         data.declare(device(http(server)))
         data.put(sample(1))
         await until(lambda: data.stats()[0].failed >= 2, "it counts as a failure")
         assert data.stats()[0].sent == 0
+        assert not elsewhere.requests
 
 
 async def test_a_dead_sink_costs_the_others_nothing(server: Collector, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_http_body_gives_a_form_decoder_the_very_value(value: str, name: str) ->
     encoded = body(Record(Sample(DeviceId("a/b"), name, value, "string", T0_MS), HttpRoute(1)))
     pairs = parse_qsl(encoded.decode("ascii"), keep_blank_values=True, strict_parsing=True)
     assert pairs == [(name, value), ("time", local_time(T0_MS))]
+    assert b";" not in encoded, "which Go's form decoder refuses"
 
 
 def test_mqtt_payload_is_upstreams(new_york: None) -> None:

@@ -92,6 +92,22 @@ async def test_mqtt_over_a_kept_connection_and_through_a_cut(broker: Server, tmp
         assert data.stats()[0].dropped == {}
 
 
+async def test_mqtt_of_qos_0_counts_what_a_broker_that_permits_nothing_else_has_read(tmp_path: Path) -> None:
+    """The question that confirms such messages needs no permission."""
+    port, config, rights = free_port(), tmp_path / "mosquitto.conf", tmp_path / "rights"
+    rights.write_text("topic write plant/flow\n")
+    rights.chmod(0o600)
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\nacl_file {rights}\nlog_type all\n")
+    server = Server(port, program("mosquitto"), "-c", str(config), log=tmp_path / "mosquitto.log")
+    async with running(server), plane(tmp_path / "data") as data:
+        assert not data.declare(device({"mqtt": {"address": f"tcp://127.0.0.1:{port}", "topic": "plant/flow"}}))
+        for number in range(100):
+            data.put(sample(number))
+        await until(lambda: data.stats()[0].sent == 100, "all are confirmed")
+        assert (tmp_path / "mosquitto.log").read_text().count("Received PUBLISH") == 100
+        assert data.stats()[0].failed == 0
+
+
 async def test_mqtt_broker_that_restarted_while_nothing_was_sent_is_no_reason_to_use_the_disk(
     broker: Server, tmp_path: Path
 ) -> None:

@@ -117,9 +117,11 @@ def test_a_file_that_is_none_of_ours_is_set_aside_and_named(
 ) -> None:
     path = tmp_path / "a.db"
     path.write_bytes(content)
-    file = store(path)
+    set_aside: list[Path] = []
+    file = Store(path, TARGET, Limits(10**7, 1000), set_aside)
     with pytest.raises(StoreError, match=r"a\.damaged-1"):
         file.append([record(0)], NOW_MS)
+    assert set_aside == [tmp_path / "a.damaged-1"]
     assert (tmp_path / "a.damaged-1").read_bytes() == content
     assert "a.damaged-1" in caplog.text
     file.append([record(0)], NOW_MS)

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPSConnection, RemoteDisconnected
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -270,6 +271,19 @@ async def test_port_that_is_taken_is_tried_again_and_the_mapper_goes_on(
 
 
 async def test_localhost_is_served_on_all_its_addresses() -> None:
+    async with served(MemoryMapper(), address="localhost") as server:
+        assert await get(server.port, "/api/v1/ping") == 200
+
+
+async def test_an_address_that_the_machine_does_not_have_does_not_keep_it_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a container without IPv6 whose `/etc/hosts` gives `localhost` an address of it."""
+
+    async def resolve(_address: str, _port: int) -> list[tuple[int, tuple[Any, ...]]]:
+        return [(socket.AF_INET, ("192.0.2.1", 0)), (socket.AF_INET, ("127.0.0.1", 0))]
+
+    monkeypatch.setattr("mappers.sdk.web.server._resolve", resolve)
     async with served(MemoryMapper(), address="localhost") as server:
         assert await get(server.port, "/api/v1/ping") == 200
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,12 +10,19 @@ import pytest
 import trustme
 
 from mappers.sdk.config import HttpConfig
+from mappers.sdk.watchdog import watch_loop
 from mappers.sdk.web import WebServer
 from tests.docs.page import DOCS, blocks, commands, is_like
-from tests.mappers.web_world import MemoryMapper, in_thread, served
+from tests.mappers.sink_world import program
+from tests.mappers.web_world import CountedSinks, MemoryMapper, in_thread, served
 
 PAGE = "http-api.md"
-pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+pytestmark = pytest.mark.programs
+
+
+@pytest.fixture(autouse=True)
+def _curl() -> None:
+    program("curl")
 
 
 async def type_in(command: str, server: WebServer, directory: Path) -> str:
@@ -52,11 +58,10 @@ async def test_every_command_shows_what_the_page_says(tmp_path: Path) -> None:
 
 
 async def test_every_metric_is_on_the_page_and_the_other_way_round(tmp_path: Path) -> None:
-    async with served(MemoryMapper()) as server:
+    async with watch_loop([]) as watchdog, served(MemoryMapper(samples=CountedSinks()), watchdog=watchdog) as server:
         text = await type_in("curl http://127.0.0.1:7777/metrics", server, tmp_path)
     page = (DOCS / PAGE).read_text()
     named = {f"kubetwin_mapper{rest}" for rest in re.findall(r"(?:kubetwin_mapper|…)(_[a-z_]+)", page)}
     named |= set(re.findall(r"process_[a-z_]+", page))
     served_names = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
-    elsewhere = ("kubetwin_mapper_sink_", "kubetwin_mapper_loop_")
-    assert served_names == {name for name in named if not name.startswith(elsewhere)}
+    assert served_names == named

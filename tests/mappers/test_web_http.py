@@ -89,6 +89,12 @@ async def test_huge_body_is_refused(declared: bool) -> None:
         assert mapper.pump.calls == []
 
 
+async def test_huge_body_is_refused_before_it_is_sent() -> None:
+    head = b"PUT /api/v1/device/plant/pump-1/label HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+    async with served(MemoryMapper()) as server:
+        assert statuses(await raw(server.port, head + b"Content-Length: 1000000000\r\n\r\n")) == [413]
+
+
 async def test_body_in_chunks_is_taken() -> None:
     head = b"PUT /api/v1/device/plant/pump-1/label HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     mapper = MemoryMapper()

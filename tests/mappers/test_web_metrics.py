@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Sequence
 
 import msgspec
 import psutil
@@ -16,15 +15,13 @@ from hypothesis import strategies as st
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from mappers.sdk.samples import NoSamples
-from mappers.sdk.sinks.record import SinkStats
 from mappers.sdk.stats import BUCKETS_S
 from mappers.sdk.watchdog import watch_loop
 from mappers.sdk.web.exposition import Family, head, histogram_lines, label_text, sample_line
 from mappers.sdk.web.health import GRACE_S
 from mappers.sdk.web.http import Request
 from mappers.sdk.web.metrics import Metrics
-from tests.mappers.web_world import DEVICE, MemoryDevice, MemoryMapper, raw, served, until
+from tests.mappers.web_world import DEVICE, CountedSinks, MemoryDevice, MemoryMapper, raw, served, until
 
 
 async def scrape(port: int) -> dict[str, Metric]:
@@ -109,24 +106,6 @@ async def test_mapper_has_its_queue_reports_and_read_histogram() -> None:
     assert value(families, "kubetwin_mapper_read_seconds_sum", **labels) == pytest.approx(99.0065)
 
 
-class CountedSinks(NoSamples):
-    def stats(self) -> Sequence[SinkStats]:
-        return [
-            SinkStats(
-                sink="mqtt",
-                target='tcp://broker:1883 "a\\b"',
-                up=False,
-                problem="refused",
-                sent=50,
-                failed=4,
-                dropped={"size": 2, "age": 1},
-                waiting=12,
-                lag_s=33.5,
-                file="/var/lib/mapper/mqtt.db",
-            )
-        ]
-
-
 async def test_sinks_are_counted_per_mapper_and_shared_ones_once() -> None:
     sinks = CountedSinks()
     mappers = (
@@ -146,6 +125,7 @@ async def test_sinks_are_counted_per_mapper_and_shared_ones_once() -> None:
     assert value(families, "kubetwin_mapper_sink_waiting", **labels) == 12
     assert value(families, "kubetwin_mapper_sink_lag_seconds", **labels) == 33.5
     assert value(families, "kubetwin_mapper_sink_dropped_total", reason="size", **labels) == 2
+    assert value(families, "kubetwin_mapper_sink_files_set_aside_total", mapper="memory-mapper") == 3
 
 
 async def test_process_and_server_figures() -> None:

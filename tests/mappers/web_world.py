@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from dmi.values import format_value, parse_value
 from mappers.sdk.config import CommonConfig, GrpcServerConfig, HttpConfig, MapperConfig
 from mappers.sdk.errors import ConversionError, UnknownProperty
 from mappers.sdk.samples import NoSamples, Samples
+from mappers.sdk.sinks import SinkStats
 from mappers.sdk.stats import DeviceStats, Histogram
 from mappers.sdk.watchdog import Watchdog
 from mappers.sdk.web import WebServer, serve_web
@@ -106,10 +107,33 @@ class MemoryFleet:
         return list(self.devices.values())
 
 
+class CountedSinks(NoSamples):
+    """A data plane with one sink that is away."""
+
+    files_set_aside = 3
+
+    def stats(self) -> Sequence[SinkStats]:
+        return [
+            SinkStats(
+                sink="mqtt",
+                target='tcp://broker:1883 "a\\b"',
+                up=False,
+                problem="refused",
+                sent=50,
+                failed=4,
+                dropped={"size": 2, "age": 1},
+                waiting=12,
+                lag_s=33.5,
+                file="/var/lib/mapper/mqtt.db",
+            )
+        ]
+
+
 class MemoryUplink:
     queue_depth = 3
     reports = 17
     report_failures = 2
+    unfit = 1
 
 
 class MemoryRegistration:

@@ -153,7 +153,7 @@ def test_a_file_that_exists_is_not_overwritten(tmp_path: Path) -> None:
         (("port",), "port: write key=value"),
         (("=x",), "write key=value"),
         (("port=x", "sped=300"), "sped: is no key of bus; see kubetwin mapper explain bus"),
-        (("port=x", "speed=1"), "speed: '1' is not accepted: expected int >= 300"),
+        (("port=x", "speed=1"), "speed: '1' is not accepted: expected a whole number, 300 to 115200"),
     ),
 )
 def test_wrong_settings_are_refused_and_leave_no_file(tmp_path: Path, settings: tuple[str, ...], said: str) -> None:

@@ -52,6 +52,7 @@ def test_its_tests_pass(installed: tuple[Sandbox, Path]) -> None:
     output = sandbox.run("pytest -p no:cacheprovider", project, within_s=300)
     assert "test_conformance.py" in output
     assert "failed" not in output
+    assert "skipped" not in output
     assert "error" not in output
 
 

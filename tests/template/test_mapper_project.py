@@ -83,7 +83,7 @@ def test_names_that_cannot_be_are_refused_with_what_is_allowed(tmp_path: Path, n
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ("class", "json", "mappers", "kubetwin"))
+@pytest.mark.parametrize("name", ("class", "json", "mappers", "kubetwin", "msgspec"))
 def test_names_that_python_has_already_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"acme-{name}"):
         create(Answers(name), tmp_path)

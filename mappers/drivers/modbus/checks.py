@@ -123,6 +123,8 @@ def resolve_visitor(visitor: ModbusVisitor, model: ModelProperty) -> ModbusVisit
         ConfigError: `path` is the key.
     """
     declared = visitor.data_type or _suggested(visitor, model.type)
+    if declared in ("float", "double") and visitor.limit == 1 and not visitor.is_bits:
+        declared = "int"  # upstream's samples say so of a whole number times a scale (DMI contract 6.1)
     visitor = msgspec.structs.replace(
         visitor,
         data_type=declared,
@@ -207,10 +209,7 @@ def _check_registers(visitor: ModbusVisitor) -> None:
     allowed = _WIDTHS.get(visitor.data_type)
     if allowed is not None and visitor.limit not in allowed:
         takes = " or ".join(str(n) for n in allowed)
-        hint = ": a whole number times a scale is dataType int" if visitor.limit == 1 else ""
-        raise ConfigError(
-            "limit", f"{visitor.limit} is not possible, {visitor.data_type} takes {takes} registers{hint}"
-        )
+        raise ConfigError("limit", f"{visitor.limit} is not possible, {visitor.data_type} takes {takes} registers")
     if visitor.limit > MAX_REGISTERS:
         raise ConfigError("limit", f"{visitor.limit} registers are too many: one read takes up to {MAX_REGISTERS}")
     _check_order(visitor)

@@ -6,14 +6,16 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Final
 
 from dmi.values import Value
 from mappers.drivers.modbus.checks import check_config, config_warnings, resolve_visitor
 from mappers.drivers.modbus.codec import decode_bits, decode_registers, encode_bits, encode_registers
 from mappers.drivers.modbus.discover import DISCOVERY, discover, probe_timeout_s
+from mappers.drivers.modbus.learned import Learned
 from mappers.drivers.modbus.link import ModbusLink
 from mappers.drivers.modbus.settings import SERIAL, ModbusConfig, ModbusVisitor
-from mappers.drivers.modbus.transport import Transport, open_transport
+from mappers.drivers.modbus.transport import Owed, Transport, open_transport
 from mappers.sdk import (
     ConversionError,
     DeviceId,
@@ -29,6 +31,8 @@ __all__ = ["ModbusDriver"]
 
 LineKey = tuple[str, ...]
 
+_MOST_LEARNED: Final = 4096
+
 
 class ModbusDriver(Driver[ModbusConfig, ModbusVisitor]):
     """Modbus. Devices with the same serial port, or the same address and port, share one connection and take turns on
@@ -40,6 +44,9 @@ class ModbusDriver(Driver[ModbusConfig, ModbusVisitor]):
 
     def __init__(self) -> None:
         self._lines: SharedLines[LineKey, Transport] = SharedLines()
+        self._owed: dict[LineKey, Owed] = {}
+        """By line, for those that open it anew."""
+        self._learned: dict[DeviceId, tuple[ModbusConfig, Learned]] = {}
 
     def check_config(self, config: ModbusConfig) -> ModbusConfig:
         return check_config(config)
@@ -80,11 +87,22 @@ class ModbusDriver(Driver[ModbusConfig, ModbusVisitor]):
         """
 
         def open_(broken: Callable[[str], None]) -> AbstractAsyncContextManager[Transport]:
-            return open_transport(device_id, config, broken)
+            return open_transport(device_id, config, broken, owed=self._owed.setdefault(key, {}))
 
         key = line_key(device_id, config)
-        async with self._lines.use(key, open_, device_id=device_id, parameters=line_parameters(config)) as line:
-            yield ModbusLink(device_id, config, line)
+        async with self._lines.use(
+            key, open_, device_id=device_id, parameters=line_parameters(config), settings=config
+        ) as line:
+            yield ModbusLink(device_id, config, line, self._learned_of(device_id, config))
+
+    def _learned_of(self, device_id: DeviceId, config: ModbusConfig) -> Learned:
+        """What earlier links of the device found out about reading it, for as long as its config stays."""
+        known = self._learned.pop(device_id, None)
+        learned = known[1] if known and known[0] == config else Learned(config.max_registers, config.max_gap)
+        self._learned[device_id] = (config, learned)
+        if len(self._learned) > _MOST_LEARNED:
+            del self._learned[next(iter(self._learned))]  # of the device that connected longest ago
+        return learned
 
 
 def line_key(device_id: DeviceId, config: ModbusConfig) -> LineKey:

@@ -19,14 +19,19 @@ _EXCEPTION: Final = 0x80
 
 
 class Expected(Struct, frozen=True):
-    """Whose reply, to what. `transaction` is 0 where the framing has none."""
+    """Whose reply, to what. `transaction` is 0 where the framing has none. `size` is how long the PDU must be unless it
+    is an exception, while late replies to other requests may come on a line without numbers; 0: of any length."""
 
     unit: int
     function: int
     transaction: int = 0
+    size: int = 0
 
     def is_reply(self, function: int) -> bool:
         return function & ~_EXCEPTION == self.function
+
+    def fits(self, function: int, size: int) -> bool:
+        return not self.size or size == self.size or bool(function & _EXCEPTION)
 
 
 class MoreNeeded(Struct, frozen=True):
@@ -95,6 +100,8 @@ class Rtu:
             if data[at] != expected.unit or (at + 1 < len(data) and not expected.is_reply(data[at + 1])):
                 continue
             length = reply_length(data[at + 1 :]) if at + 1 < len(data) else None
+            if length is not None and not expected.fits(data[at + 1], length):
+                continue
             if length is None or len(data) < at + length + 3:
                 skip = min(skip, at)  # perhaps the begin of it
                 continue
@@ -130,7 +137,8 @@ class Ascii:
                 frame = b""
             body = frame[:-1]
             sound = len(frame) >= 3 and _lrc(body) == frame[-1]
-            if sound and body[0] == expected.unit and expected.is_reply(body[1]):
+            ours = sound and body[0] == expected.unit and expected.is_reply(body[1])
+            if ours and expected.fits(body[1], len(body) - 1):
                 return body[1:]
             at = data.find(b":", end)
         return MoreNeeded(len(data))

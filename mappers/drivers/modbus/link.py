@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -11,10 +12,11 @@ from dmi.values import Value
 from mappers.drivers.modbus import pdu
 from mappers.drivers.modbus.batch import Batch
 from mappers.drivers.modbus.codec import encode_bits, encode_mask, encode_registers, merge_bits
+from mappers.drivers.modbus.learned import Learned
 from mappers.drivers.modbus.pdu import BadReply
-from mappers.drivers.modbus.plan import Address, ReadRequest, gaps, plan_reads
-from mappers.drivers.modbus.refusals import NO_ANSWER, SPLITTABLE, refusal
-from mappers.drivers.modbus.settings import BITS, READ_CODES, ModbusConfig, ModbusVisitor
+from mappers.drivers.modbus.plan import ReadRequest, gaps
+from mappers.drivers.modbus.refusals import DEVICE_FAILURE, NO_ANSWER, SPLITTABLE, refusal
+from mappers.drivers.modbus.settings import READ_CODES, ModbusConfig, ModbusVisitor
 from mappers.drivers.modbus.transport import Transport
 from mappers.sdk import (
     ConversionError,
@@ -40,18 +42,23 @@ class ModbusLink:
 
     Unit 0 of a serial line is the broadcast address: writes go out to all devices, and as none answers, no write is
     confirmed and no property can be read (over Serial Line V1.02, 2.1). On TCP, TLS and UDP it is a unit like others.
+
+    Args:
+        learned: From earlier links of the device.
     """
 
-    def __init__(self, device_id: DeviceId, config: ModbusConfig, line: Line[Transport]) -> None:
+    def __init__(
+        self, device_id: DeviceId, config: ModbusConfig, line: Line[Transport], learned: Learned | None = None
+    ) -> None:
         self._device_id = device_id
         self._unit = config.slave_id
         self._timeout_s = config.timeout / 1000
         self._gap_s = max(config.inter_frame_delay / 1000, _frame_gap_s(config))
         self._is_broadcast = config.slave_id == 0 and config.mode in ("RTU", "RTUOVERTCP", "ASCII")
         self._line = line
-        self._holes: set[Address] = set()
-        self._most = config.max_registers
-        self._gap = config.max_gap
+        self._transport: Transport | None = None
+        """What the line ran over when it was last used."""
+        self._learned = learned or Learned(config.max_registers, config.max_gap)
         self._plans: dict[tuple[Property[ModbusVisitor], ...], tuple[Batch, ...]] = {}
 
     async def read_many(self, properties: Sequence[Property[ModbusVisitor]]) -> Mapping[str, ReadResult]:
@@ -59,15 +66,18 @@ class ModbusLink:
             unreadable = DeviceUnsupported(self._device_id, "slaveID 0 is the broadcast address: it cannot be read")
             return {p.name: unreadable for p in properties}
         results: dict[str, ReadResult] = {}
-        silent: DeviceTimeout | None = None
-        for batch in self._plan(tuple(properties)):
-            if silent is None:
-                try:
+        learned, plan = self._learned, self._plan(tuple(properties))
+        doubtful = [batch for batch in plan if batch.request.key in learned.doubts] if learned.doubts else []
+        try:
+            for batch in plan:
+                if batch not in doubtful:
                     await self._read(batch, results)
-                except DeviceTimeout as error:
-                    silent = error
-            if silent is not None:  # the rest would only wait as long
-                results.update((name, silent) for name, _ in batch.request.items if name not in results)
+            if doubtful and learned.silent:
+                await self._read_one_of(doubtful, results)
+            for batch in doubtful:
+                await self._read_doubtful(batch, results)
+        except DeviceTimeout as silent:  # the rest would only wait as long
+            results.update((p.name, silent) for p in properties if p.name not in results)
         return results
 
     async def write(self, property_: Property[ModbusVisitor], value: Value) -> None:
@@ -91,20 +101,27 @@ class ModbusLink:
     def _cover(
         self, items: Iterable[tuple[str, ModbusVisitor]], types: Mapping[str, PropertyType]
     ) -> tuple[Batch, ...]:
-        requests = plan_reads(items, holes=self._holes, most=self._most, gap=self._gap)
-        return tuple(Batch(request, types) for request in requests)
+        return tuple(Batch(request, types) for request in self._learned.plan(items))
 
-    async def _read(self, batch: Batch, results: dict[str, ReadResult]) -> None:
+    async def _read(
+        self, batch: Batch, results: dict[str, ReadResult], *, doubtful: bool = False, again: bool = False
+    ) -> None:
         """One request and, where it is refused as a whole, those it is split into."""
         request = batch.request
         try:
-            reply = await self._transact(pdu.read(READ_CODES[request.register], request.start, request.count))
+            reply = await self._transact(pdu.read(READ_CODES[request.register], request.start, request.count), doubtful)
             values = batch.decode(reply)
+        except DeviceTimeout:
+            if not doubtful:
+                self._learned.missed(request)
+            raise
         except DeviceRejected as error:
-            if len(request.items) > 1 and error.code in SPLITTABLE:
-                await self._read_split(batch, results)
-            else:
+            if len(request.items) == 1 or error.code not in SPLITTABLE:
                 results.update((name, error) for name, _ in request.items)
+            elif error.code == DEVICE_FAILURE and not again:  # perhaps it passes
+                await self._read(batch, results, doubtful=doubtful, again=True)
+            else:
+                await self._read_split(batch, results)
         except BadReply as error:
             garbled = self._garbled(error, reply)
             results.update((name, garbled) for name, _ in request.items)
@@ -113,31 +130,65 @@ class ModbusLink:
         else:
             results.update(values)
             if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("device %s: %s from %d: %s", self._device_id, request.register, request.start, reply.hex())
                 for name in (name for name, value in values.items() if isinstance(value, ConversionError)):
                     logger.debug("device %s: property %s: raw %s", self._device_id, name, batch.raw(name, reply))
+        if self._learned.doubts:
+            self._learned.answered(request)
 
     async def _read_split(self, batch: Batch, results: dict[str, ReadResult]) -> None:
-        """Find out what in a refused request is refused, and remember it for the life of the link: first the registers
-        read along, then the items one by one, then the length."""
+        """Find out what in a refused request is refused, and remember it: first the registers read along, then the
+        items one by one, then the length."""
         self._plans.clear()
-        request = batch.request
+        request, learned = batch.request, self._learned
         between = set(gaps(request))
         if between:
-            self._holes |= between
+            learned.holes |= between
             for part in self._cover(request.items, batch.types):
                 await self._read(part, results)
             return
         refused = False
         for name, visitor in request.items:
-            single = ReadRequest(visitor.register, visitor.offset, visitor.limit, ((name, visitor),))
-            await self._read(Batch(single, batch.types), results)
-            if isinstance(results[name], DeviceRejected):
+            await self._read(_single(name, visitor, batch.types), results)
+            result = results[name]
+            if isinstance(result, DeviceRejected):
                 refused = True
-                self._holes.update((visitor.register, a) for a in range(visitor.offset, visitor.end))
+                if result.code in SPLITTABLE:
+                    learned.holes.update((visitor.register, a) for a in range(visitor.offset, visitor.end))
         if not refused:
-            registers = request.count // 16 if request.register in BITS else request.count
-            self._most = max(1, min(self._most, registers) // 2)
-            logger.info("device %s takes no reads of %d registers: trying %d", self._device_id, registers, self._most)
+            most = learned.too_long(request)
+            logger.info(
+                "device %s takes no reads of %d cells of a %s at once: trying %d",
+                self._device_id,
+                request.count,
+                request.register,
+                most,
+            )
+
+    async def _read_one_of(self, doubtful: Sequence[Batch], results: dict[str, ReadResult]) -> None:
+        """See whether the device is there at all, as nothing was answered last time: with another property each time,
+        because some devices do not answer where they should refuse."""
+        items = [(name, visitor, batch) for batch in doubtful for name, visitor in batch.request.items]
+        name, visitor, batch = items[self._learned.next_sample % len(items)]
+        self._learned.next_sample += 1
+        await self._read(_single(name, visitor, batch.types), results)
+
+    async def _read_doubtful(self, batch: Batch, results: dict[str, ReadResult]) -> None:
+        """A request that was not answered last time, while the device answers others."""
+        request, now = batch.request, asyncio.get_running_loop().time
+        doubt = self._learned.doubts.get(request.key)
+        if doubt is None and all(name in results for name, _ in request.items):
+            return  # it was the one that was read to see whether the device is there
+        if doubt is None or now() >= doubt.until:
+            try:
+                await self._read(batch, results, doubtful=True)
+                return
+            except DeviceTimeout:
+                if self._learned.ignored(request, now()):
+                    self._plans.clear()
+        span = f"{request.start}" if request.count == 1 else f"{request.start} to {request.end - 1}"
+        problem = f"no reply to a read of {request.register} {span}, while the device answers others"
+        results.update((n, DeviceTimeout(self._device_id, problem)) for n, _ in request.items if n not in results)
 
     # writing
 
@@ -147,6 +198,7 @@ class ModbusLink:
             raise DeviceUnsupported(self._device_id, "a bit cannot be broadcast without writeFunction mask")
         merge_bits(0, value, visitor)  # refused before the device is touched
         code = 0
+        await self._settle()
         async with self._line.turn(self._device_id, write=True, gap_s=self._gap_s) as transport:
             request = pdu.read(READ_CODES["HoldingRegister"], visitor.offset, 1)
             reply, code = await self._ask(transport, request)
@@ -164,6 +216,7 @@ class ModbusLink:
             async with self._line.turn(self._device_id, write=True, gap_s=self._gap_s) as transport:
                 await transport.broadcast(self._device_id, request)
             return
+        await self._settle()
         async with self._line.turn(self._device_id, write=True, gap_s=self._gap_s) as transport:
             reply, code = await self._ask(transport, request)
         self._check_written(request, reply, code)
@@ -181,16 +234,25 @@ class ModbusLink:
 
     # requests
 
-    async def _transact(self, request: bytes) -> bytes:
-        async with self._line.turn(self._device_id, gap_s=self._gap_s) as transport:
+    async def _transact(self, request: bytes, doubtful: bool) -> bytes:
+        await self._settle()
+        async with self._line.turn(self._device_id, gap_s=self._gap_s, doubtful=doubtful) as transport:
             reply, code = await self._ask(transport, request)
         if code:  # raised out here: the line itself is sound
             raise refusal(self._device_id, request[0], code)
         return reply
 
+    async def _settle(self) -> None:
+        """Let a late answer pass while others have the line."""
+        if self._transport is not None and self._transport.owes(self._unit):
+            self._line.admit(self._device_id)
+            await self._transport.settle(self._unit)
+
     async def _ask(self, transport: Transport, request: bytes) -> tuple[bytes, int]:
         """The reply, and its exception code or 0."""
+        self._transport = transport
         reply = await transport.ask(self._device_id, self._unit, request, self._timeout_s)
+        self._learned.silent = False
         try:
             code = pdu.exception_code(reply)
         except BadReply as error:
@@ -202,6 +264,10 @@ class ModbusLink:
     def _garbled(self, error: BadReply, reply: bytes) -> DeviceError:
         logger.debug("device %s: received %s", self._device_id, reply.hex())
         return DeviceProtocolError(self._device_id, f"the reply makes no sense: {error}")
+
+
+def _single(name: str, visitor: ModbusVisitor, types: Mapping[str, PropertyType]) -> Batch:
+    return Batch(ReadRequest(visitor.register, visitor.offset, visitor.limit, ((name, visitor),)), types)
 
 
 def write_request(value: Value, visitor: ModbusVisitor) -> bytes:

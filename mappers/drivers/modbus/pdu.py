@@ -21,6 +21,7 @@ __all__ = [
     "read_write",
     "register_bytes",
     "reply_length",
+    "reply_size",
     "write_coil",
     "write_coils",
     "write_register",
@@ -123,6 +124,15 @@ def check_echo(request: bytes, reply: bytes) -> None:
     wanted = request if request[0] == 22 else request[:5]
     if reply != wanted:
         raise BadReply(f"wrote {wanted.hex()}, and the reply confirms {reply[:16].hex()}")
+
+
+def reply_size(request: bytes) -> int:
+    """How long the reply to a read is, function code included, unless it is an exception; 0 for other requests."""
+    function = request[0]
+    if function not in (1, 2, 3, 4, 23):
+        return 0
+    count = int.from_bytes(request[3:5], "big")
+    return 2 + (-(-count // 8) if function in (1, 2) else 2 * count)
 
 
 def reply_length(pdu: bytes) -> int | None:

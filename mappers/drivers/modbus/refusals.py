@@ -7,11 +7,12 @@ from typing import Final
 from dmi.types import DeviceId
 from mappers.sdk import DeviceError, DeviceRejected, DeviceUnreachable
 
-__all__ = ["NO_ANSWER", "SPLITTABLE", "refusal"]
+__all__ = ["DEVICE_FAILURE", "NO_ANSWER", "SPLITTABLE", "refusal"]
 
 NO_ANSWER: Final = 11
 """A gateway's answer for a unit that does not answer it: a timeout on the other side."""
-SPLITTABLE: Final = frozenset({2, 3, 4})
+DEVICE_FAILURE: Final = 4
+SPLITTABLE: Final = frozenset({2, 3, DEVICE_FAILURE})
 """Refusals that one register of several may be the cause of; devices differ in which they answer."""
 
 _FUNCTIONS: Final = {

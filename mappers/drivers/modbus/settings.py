@@ -97,11 +97,13 @@ class ModbusConfig(Struct, frozen=True):
     slave_id: Annotated[int, Meta(ge=0, le=255)] = msgspec.field(default=0, name="slaveID")
     """The unit. 0, upstream's default, is answered by most TCP devices that are no gateway. On a serial line 0 is the
     broadcast address: every device takes the writes and none answers."""
-    timeout: Annotated[int, Meta(ge=0, le=60_000)] = DEFAULT_TIMEOUT_MS
-    """Milliseconds for a connect and for each request, at least 50. Upstream declares the key, without a unit, and does
-    not use it; so less than 50, which no one can mean in milliseconds, is warned about and counts as left out."""
+    timeout: Annotated[int, Meta(ge=0, le=25_000)] = DEFAULT_TIMEOUT_MS
+    """Milliseconds for a connect and for each request, at least 50 and at most 25,000, as a call has 30 s in all.
+    Upstream declares the key, without a unit, and does not use it; so less than 50, which no one can mean in
+    milliseconds, is warned about and counts as left out."""
     serial_name: str = msgspec.field(default="", name="serialName")
-    """The serial port of RTU and ASCII, such as `/dev/ttyUSB0`."""
+    """The serial port of RTU and ASCII, such as `/dev/ttyUSB0`. Only one process has it. An adapter that gives back
+    what is sent, as some two-wire RS-485 ones do, is noticed, and its echo is not taken for a reply."""
     baud_rate: Annotated[int, Meta(ge=50, le=4_000_000)] = msgspec.field(default=9600, name="baudRate")
     """Bits per second."""
     data_bits: Annotated[int, Meta(ge=5, le=8)] = msgspec.field(default=8, name="dataBits")
@@ -133,7 +135,8 @@ class ModbusConfig(Struct, frozen=True):
     """Network modes: devices with the same `ip` and `port` share one connection, one request at a time, as a gateway
     wants it. False: a connection of its own for this device."""
     discover_units: str = msgspec.field(default="", name="discoverUnits")
-    """Only for `discover`: units to look for, such as `1-10,20`. Left out: `slaveID` if it is not 0, or else 1-247."""
+    """Only for `discover`: units to look for, such as `1-10,20`. Left out: `slaveID` if it is not 0, or else 1-247.
+    A serial port that a mapper has open is refused: stop the mapper first."""
     discover_registers: str = msgspec.field(default="0-255", name="discoverRegisters")
     """Only for `discover`: addresses to look at in each kind of register, such as `0-99,1000-1099`."""
 
@@ -184,7 +187,8 @@ class ModbusVisitor(Struct, frozen=True):
     """What the registers hold. Left out: what the model's type and `limit` suggest.
 
     `int`, `uint16`, `uint32`, `uint64`: unsigned (upstream's `int` is; of 1, 2 or 4 registers); `int16`, `int32`,
-    `int64`: two's complement; `float`, `float32` and `double`, `float64`: IEEE 754; `bcd`: four decimal digits a
+    `int64`: two's complement; `float`, `float32` and `double`, `float64`: IEEE 754, but `float` and `double` with
+    `limit: 1` are an unsigned whole number times `scale`, as in upstream's samples; `bcd`: four decimal digits a
     register, of 1, 2 or 4 registers; `string`: UTF-8, padded with zero bytes; `bytes`; `boolean`, `bool`: a coil, the
     `bit` of a register, or else whether any bit of the register is set. Coils and discrete inputs hold `boolean` or
     `int`, the first bit the lowest."""

@@ -10,12 +10,12 @@ from typing import Final, cast
 
 from dmi.types import DeviceId
 from mappers.drivers.modbus.framing import Expected, Framing, MoreNeeded
-from mappers.drivers.modbus.pdu import BadReply
+from mappers.drivers.modbus.pdu import BadReply, reply_size
 from mappers.drivers.modbus.settings import ModbusConfig
 from mappers.drivers.modbus.transport_open import FRAMINGS, connect
 from mappers.sdk import DeviceProtocolError, DeviceTimeout, DeviceUnreachable
 
-__all__ = ["Transport", "open_transport"]
+__all__ = ["Owed", "Transport", "open_transport"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +24,37 @@ TURNAROUND_S: Final = 0.1
 
 CLOSE_DEADLINE_S: Final = 0.3
 
+_READS: Final = frozenset({1, 2, 3, 4})
+
+
+Owed = dict[int, tuple[float, Expected]]
+"""Unit → until when, in the loop's time, it may still answer a request that was given up, and how. Kept
+only where replies carry no number: there such an answer could be taken for the one to the next request. For a while
+after that, a reply to a read must at least have the length that was asked for."""
+
+LATE_S: Final = 0.5
+"""How late after its timeout a reply may be, at least."""
+WARY_S: Final = 30.0
+
 
 class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
     """Sends a request and finds its reply in what arrives. The line sees to it that nobody asks beside another."""
 
-    def __init__(self, name: str, framing_: Framing, broken: Callable[[str], None], *, datagrams: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        framing_: Framing,
+        broken: Callable[[str], None],
+        *,
+        datagrams: bool = False,
+        owed: Owed | None = None,
+    ) -> None:
         self.name = name
         self.made = asyncio.Event()
         """The connection is there."""
         self._ended = asyncio.Event()
+        self._forgiven = asyncio.Event()
+        """A late answer has come, or never will."""
         self._framing = framing_
         self._broken = broken
         self._sender: asyncio.BaseTransport | None = None
@@ -43,9 +65,11 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
         self._expected: Expected | None = None
         self._reply: asyncio.Future[bytes] | None = None
         self._number = 0
-        self._owed: dict[int, tuple[float, int]] = {}
-        """Unit → until when it may still answer a request that was given up, and of which function. Only where replies
-        carry no number: there such an answer could be taken for the one to the next request."""
+        self._sent = b""
+        """The frame of the request under way, until its echo has come."""
+        self._echoes: bool | None = None
+        """Whether the line gives back what is sent, as some two-wire RS-485 adapters do; None: not known yet."""
+        self._owed: Owed = {} if owed is None else owed
         self._lost = ""
 
     async def ask(self, device_id: DeviceId, unit: int, pdu: bytes, timeout_s: float) -> bytes:
@@ -59,7 +83,7 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
         loop = asyncio.get_running_loop()
         await self._wait_owed(unit)
         self._number = self._number % 0xFFFF + 1
-        expected = Expected(unit, pdu[0], self._number if self._framing.numbered else 0)
+        expected = self._expect(unit, pdu)
         started, answered = loop.time(), False
         try:
             self._send(device_id, unit, pdu)
@@ -79,7 +103,10 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
                 if self._strays:
                     logger.debug("device %s: received %s", device_id, self._strays.hex())
                 if not self._framing.numbered:
-                    self._owed[unit] = (started + 2 * timeout_s, pdu[0])
+                    self._owed[unit] = (
+                        started + timeout_s + max(timeout_s, LATE_S),
+                        Expected(unit, pdu[0], size=reply_size(pdu)),
+                    )
 
     async def broadcast(self, device_id: DeviceId, pdu: bytes) -> None:
         """Send a request to unit 0 of a serial line: every device acts on it, and none answers.
@@ -107,6 +134,21 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
         finally:
             sender.abort()
 
+    def owes(self, unit: int) -> bool:
+        """Whether a late answer of the unit may still come."""
+        return self._owed_s(unit) > 0
+
+    async def settle(self, unit: int) -> None:
+        """Wait until no late answer of the unit can come any more. To be called before a turn on the line is taken, so
+        that others use it meanwhile."""
+        while (rest_s := self._owed_s(unit)) > 0:
+            self._forgiven.clear()
+            try:
+                async with asyncio.timeout(rest_s):
+                    await self._forgiven.wait()
+            except TimeoutError:
+                return
+
     # the request under way
 
     def _send(self, device_id: DeviceId, unit: int, pdu: bytes) -> None:
@@ -114,6 +156,8 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
             raise DeviceUnreachable(device_id, self._lost or "not connected")
         self._buffer = self._strays = b""
         frame = self._framing.encode(unit, self._number, pdu)
+        # An echo of a read cannot be taken for its reply, that of a write can: there it must be known that it comes.
+        self._sent = frame if not self._framing.numbered and (self._echoes or pdu[0] in _READS) else b""
         if self._datagrams:
             cast("asyncio.DatagramTransport", self._sender).sendto(frame)
         else:
@@ -129,15 +173,32 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
 
     async def _wait_owed(self, unit: int) -> None:
         """Wait for the late answer to what was given up, for as long as it may still come."""
-        until, function = self._owed.get(unit, (0.0, 0))
-        rest_s = until - asyncio.get_running_loop().time()
-        if rest_s > 0 and not self._lost:
+        if (rest_s := self._owed_s(unit)) > 0:
             try:
-                await self._receive(Expected(unit, function), rest_s)
+                await self._receive(self._owed[unit][1], rest_s)
                 logger.debug("%s: unit %d answered too late", self.name, unit)
             except (TimeoutError, BadReply, ConnectionError):
                 pass
+            self._pay(unit)
+
+    def _pay(self, unit: int) -> None:
+        """The late answer has come, or the time for it is over."""
+        until, late = self._owed[unit]
+        self._owed[unit] = (min(until, asyncio.get_running_loop().time()), late)
+
+    def _expect(self, unit: int, request: bytes) -> Expected:
+        if self._framing.numbered:
+            return Expected(unit, request[0], self._number)
+        if unit in self._owed and asyncio.get_running_loop().time() < self._owed[unit][0] + WARY_S:
+            return Expected(unit, request[0], size=reply_size(request))
         self._owed.pop(unit, None)
+        return Expected(unit, request[0])
+
+    def _owed_s(self, unit: int) -> float:
+        """Seconds for which a late answer of the unit may still come."""
+        if self._lost or unit not in self._owed:
+            return 0.0
+        return self._owed[unit][0] - asyncio.get_running_loop().time()
 
     def _silence(self, timeout_s: float) -> str:
         if self._strays:
@@ -173,25 +234,32 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
             self._forgive(data)
             return
         self._buffer += data
+        if self._sent and (at := self._strays.find(self._sent)) >= 0:
+            self._buffer = self._strays = self._strays[at + len(self._sent) :]
+            self._sent, self._echoes = b"", True
         try:
             found = self._framing.find(self._buffer, self._expected)
         except BadReply as error:
             self._reply.set_exception(error)
             return
-        if isinstance(found, MoreNeeded):
-            self._buffer = self._buffer[found.skip :][-4 * self._framing.max_frame :]
-        else:
+        if not isinstance(found, MoreNeeded):
+            if self._sent:
+                self._echoes = False
             self._reply.set_result(found)
+        else:
+            self._buffer = self._buffer[found.skip :][-4 * self._framing.max_frame :]
 
     def _forgive(self, data: bytes) -> None:
         """Nobody is asked: a late answer, perhaps; then it is no longer owed."""
         logger.debug("%s: received unasked: %s", self.name, data[:64].hex())
-        for unit, (_, function) in list(self._owed.items()):
-            if not isinstance(self._framing.find(data, Expected(unit, function)), MoreNeeded):
-                del self._owed[unit]
+        for unit, (_, late) in self._owed.items():
+            if self.owes(unit) and not isinstance(self._framing.find(data, late), MoreNeeded):
+                self._pay(unit)
+                self._forgiven.set()
 
     def _lose(self, reason: str) -> None:
         self._lost = reason
+        self._forgiven.set()
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(ConnectionResetError(reason))
         self._broken(reason)
@@ -199,16 +267,17 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
 
 @asynccontextmanager
 async def open_transport(
-    device_id: DeviceId, config: ModbusConfig, broken: Callable[[str], None]
+    device_id: DeviceId, config: ModbusConfig, broken: Callable[[str], None], *, owed: Owed | None = None
 ) -> AsyncIterator[Transport]:
-    """Open what `config` says. `broken` is called with the reason when it is lost.
+    """Open what `config` says. `broken` is called with the reason when it is lost. `owed` is what an earlier transport
+    of the same line left: closing a serial port keeps no device from answering.
 
     Raises:
         DeviceUnreachable: Nobody there, or not within the timeout.
         ConfigError: It can never work as it is declared.
     """
     name = config.serial_name or "{}:{}".format(*config.endpoint)
-    transport = Transport(name, FRAMINGS[config.mode], broken, datagrams=config.mode == "UDP")
+    transport = Transport(name, FRAMINGS[config.mode], broken, datagrams=config.mode == "UDP", owed=owed)
     try:
         await connect(transport, device_id, config)
         yield transport

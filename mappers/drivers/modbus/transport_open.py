@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 from typing import Any, Final
 
@@ -24,6 +26,9 @@ FRAMINGS: Final[dict[Mode, Framing]] = {
     "ASCII": framing.ASCII,
 }
 
+MIN_UNACKNOWLEDGED_MS: Final = 3000
+"""A network may lose a packet or two."""
+
 
 async def connect(protocol: Any, device_id: DeviceId, config: ModbusConfig) -> None:
     """Connect `protocol` to what `config` says.
@@ -43,10 +48,14 @@ async def connect(protocol: Any, device_id: DeviceId, config: ModbusConfig) -> N
             if config.mode == "UDP":
                 await loop.create_datagram_endpoint(lambda: protocol, remote_addr=(host, port))
             elif context is None:
-                await loop.create_connection(lambda: protocol, host, port)
+                transport, _ = await loop.create_connection(lambda: protocol, host, port)
+                _watch(transport, config.timeout)
             else:
                 name = config.server_name or host
-                await loop.create_connection(lambda: protocol, host, port, ssl=context, server_hostname=name)
+                transport, _ = await loop.create_connection(
+                    lambda: protocol, host, port, ssl=context, server_hostname=name
+                )
+                _watch(transport, config.timeout)
     except TimeoutError as error:
         raise DeviceUnreachable(device_id, f"cannot connect to {host}:{port} within {config.timeout} ms") from error
     except ssl.SSLCertVerificationError as error:
@@ -54,6 +63,15 @@ async def connect(protocol: Any, device_id: DeviceId, config: ModbusConfig) -> N
     except OSError as error:  # ssl.SSLError is one
         reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
         raise DeviceUnreachable(device_id, f"cannot connect to {host}:{port}: {reason or error}") from error
+
+
+def _watch(transport: asyncio.Transport, timeout_ms: int) -> None:
+    """Have the kernel end a connection whose other end is gone without a word, such as a gateway that was restarted,
+    when nothing sent is acknowledged: no device behind it has to be waited for. A device that is merely slow or silent
+    does acknowledge."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        unacknowledged_ms = max(2 * timeout_ms, MIN_UNACKNOWLEDGED_MS)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged_ms)
 
 
 async def _open_serial(protocol: Any, device_id: DeviceId, config: ModbusConfig) -> None:
@@ -77,6 +95,9 @@ async def _open_serial(protocol: Any, device_id: DeviceId, config: ModbusConfig)
             timeout=0,
         )
     except (OSError, ValueError) as error:  # serial.SerialException is an OSError
+        if isinstance(error, BlockingIOError) or getattr(error, "errno", None) == errno.EAGAIN:
+            problem = f"{port} is in use by another process, such as a mapper: only one at a time can have it"
+            raise DeviceUnreachable(device_id, problem) from error
         raise DeviceUnreachable(device_id, f"cannot open {port}: {_plain(error)}") from error
     await protocol.made.wait()
     if config.rs485_enabled:

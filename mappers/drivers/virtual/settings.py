@@ -22,6 +22,8 @@ _DAY_MS: Final = 24 * 3600 * 1000
 _NUMBERS: Final = frozenset({"INT", "FLOAT", "DOUBLE", "BOOLEAN"})
 _PERIODS_MS: Final[dict[str, int]] = {"counter": 1000, "randomWalk": 1000, "replay": 1000}
 """How long one step takes, where nothing is said; a whole swing of the other waveforms takes a minute."""
+_MOST: Final[dict[str, float]] = {"INT": 2.0**63 - 1024, "FLOAT": 3.4e38, "DOUBLE": 2.0**1022}
+"""Magnitude of a bound: the largest float below 2^63, about the largest of 32 bits, and what may be added to itself."""
 _FAULT_TYPES: Final[dict[str, frozenset[str]]] = {
     "garbage": frozenset({"BOOLEAN"}),
     "hang": frozenset({"BOOLEAN"}),
@@ -187,16 +189,25 @@ def _check_replay(visitor: VirtualVisitor) -> None:
         raise ConfigError("file", f"{visitor.file[:128]!r} leads out of the mapper's replay folder")
 
 
+def _check_holds(key: str, number: float, model: ModelProperty) -> None:
+    """Refuse what no value of the type comes near: the waveforms would leave its range, or the floats'."""
+    if not math.isfinite(number):
+        raise ConfigError(key, f"{number} is not a finite number")
+    if abs(number) > _MOST.get(model.type, _MOST["DOUBLE"]):
+        raise ConfigError(key, f"{number:g} is more than a {model.type} holds")
+
+
 def _bounds(visitor: VirtualVisitor, waveform: str, model: ModelProperty) -> tuple[float | None, float | None]:
     def given(key: str, own: float | None, declared: str) -> float | None:
         try:
             bound = own if own is not None else float(declared) if declared.strip() else None
         except ValueError:
             return None  # the model is wrong, which is told elsewhere
-        if bound is not None and not math.isfinite(bound):
-            raise ConfigError(key, f"{bound} is not a finite number")
+        if bound is not None:
+            _check_holds(key, bound, model)
         return bound
 
+    _check_holds("step", visitor.step, model)
     minimum = given("minimum", visitor.minimum, model.minimum)
     maximum = given("maximum", visitor.maximum, model.maximum)
     if waveform == "counter":

@@ -66,15 +66,18 @@ class DataPlane:
         self._gates: dict[_Key, Gate] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
-        self.set_aside: list[Path] = []
-        """Files of an earlier run that could not be used; they are kept under another name."""
+        self._set_aside: list[Path] = []
         # One thread for all files; it starts with the first job.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sinks-store")
 
     async def __aenter__(self) -> DataPlane:
         """Takes up what an earlier run left on disk, declared again or not."""
-        for path in sorted(self._folder.glob("*.db")) if self._folder.is_dir() else ():
-            await self._take_up(path)
+        try:
+            for path in sorted(self._folder.glob("*.db")) if self._folder.is_dir() else ():
+                await self._take_up(path)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         self._retire_unused()
         return self
 
@@ -130,6 +133,11 @@ class DataPlane:
     def stats(self) -> Sequence[SinkStats]:
         return [sink.stats() for sink in self._sinks.values()]
 
+    @property
+    def files_set_aside(self) -> int:
+        """Files that could not be used; they are kept under another name."""
+        return len(self._set_aside)
+
     def _emit(self, sample: Sample) -> None:
         for sink, route in self._routes.get((sample.device, sample.property_name), ()):
             sink.put(Record(sample, route))
@@ -149,7 +157,7 @@ class DataPlane:
             limits = Limits(self._config.max_mb * 1_000_000, self._config.max_age_s)
             body = msgspec.json.encode(target)
             name = f"{target.kind}-{hashlib.sha256(body).hexdigest()[:16]}.db"
-            backlog = Backlog(Store(self._folder / name, target, limits), self._executor)
+            backlog = Backlog(Store(self._folder / name, target, limits, self._set_aside), self._executor)
             sink = Sink(target, self._identity, backlog, replay_per_s=self._replay_per_s)
             self._sinks[target] = sink
             sink.start()
@@ -161,7 +169,7 @@ class DataPlane:
             target = await loop.run_in_executor(self._executor, read_target, path)
         except StoreError as error:
             logger.error("%s", error)
-            self.set_aside += [error.set_aside] if error.set_aside else []
+            self._set_aside += [error.set_aside] if error.set_aside else []
             return
         sink = self._sink(target)
         await sink.load()

@@ -67,8 +67,10 @@ class _Origin(Struct, frozen=True, array_like=True):
 class Store:
     """Counts are of the last call that touched the file."""
 
-    def __init__(self, path: Path, target: AnyTarget, limits: Limits) -> None:
+    def __init__(self, path: Path, target: AnyTarget, limits: Limits, set_aside: list[Path] | None = None) -> None:
+        """`set_aside` gets the new name of a file that cannot be used."""
         self.path = path
+        self._set_aside = set_aside if set_aside is not None else []
         self.waiting = 0
         self.oldest_ms = 0
         """When the oldest was collected; 0: none waits."""
@@ -248,6 +250,7 @@ class Store:
             failure = failure_of(self.path, error)
             if failure.set_aside is not None:
                 logger.error("%s", failure)
+                self._set_aside.append(failure.set_aside)
                 self.dropped["damaged"] += self.waiting
                 self.waiting = self.oldest_ms = 0
                 self.generation += 1

@@ -100,9 +100,10 @@ class FakeEdgeCore:
         self._take_token(mapper)
         self.mappers.append(mapper)
         self._changed.set()
+        stock = self.rules is not None
         if not with_data:
-            return Registration((), ())
-        return Registration(tuple(self.devices.values()), tuple(self.models.values()))
+            return Registration((), (), stock=stock)
+        return Registration(tuple(self.devices.values()), tuple(self.models.values()), stock=stock)
 
     async def accept_twins(self, device: DeviceId, twins: Sequence[Twin]) -> None:
         self._take_token()

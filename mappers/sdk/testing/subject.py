@@ -13,8 +13,8 @@ __all__ = ["Subject"]
 
 
 class Subject(ABC):
-    """A driver under test. Set the attributes in `__init__` or as class attributes; what is left out is not tested, and
-    the suite says so by skipping.
+    """A driver under test. Set the attributes in `__init__` or as class attributes. What has a default may be left out
+    where the test class says so: with `lacks=("pushed", "neighbour")` it has no tests of those.
 
     The suite sets collect cycles and desired values itself. Values are texts, as they are reported.
     """

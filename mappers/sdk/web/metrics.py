@@ -135,9 +135,8 @@ class Metrics:
             blocked = [({"protocol": p or "none"}, s) for p, s in list(watchdog.blocked_s.items())]
             yield _lines("loop_blocks_total", "counter", "Times a driver blocked the event loop.", blocks)
             yield _lines("loop_blocked_seconds_total", "counter", "Time a driver blocked the event loop.", blocked)
-            yield _lines(
-                "loop_busy_total", "counter", "Times the loop was late with nobody blocking it.", [({}, watchdog.busy)]
-            )
+            busy = [({"protocol": p or "none"}, float(n)) for p, n in list(watchdog.busy.items())]
+            yield _lines("loop_busy_total", "counter", "Times the loop was late for many short steps.", busy)
             yield _histograms("loop_lag_seconds", "How late the event loop was.", [({}, [watchdog.lag])])
         for family, value in _process_figures():
             yield head(family) + sample_line(family.name, "", value)
@@ -151,6 +150,7 @@ def _per_mapper(mappers: Sequence[tuple[MapperView, Labels]]) -> Iterator[str]:
         ("queue_depth", "gauge", "Devices with reports not yet with the edge core.", lambda m: m.uplink.queue_depth),
         ("reports_total", "counter", "Reports the edge core took.", lambda m: m.uplink.reports),
         ("report_failures_total", "counter", "Reports refused or not delivered.", lambda m: m.uplink.report_failures),
+        ("unfit_values_total", "counter", "Values that a stock edge core dropped.", lambda m: m.uplink.unfit),
     )
     for name, kind, help_, value in gauges:
         yield _lines(name, kind, help_, [(labels, value(m)) for m, labels in mappers])
@@ -163,11 +163,11 @@ def _per_mapper(mappers: Sequence[tuple[MapperView, Labels]]) -> Iterator[str]:
 def _per_sink(mappers: Sequence[MapperView]) -> Iterator[str]:
     """Of each mapper; sinks that mappers share count for the first of them."""
     data_planes = {id(m.samples): (m.name, m.samples) for m in reversed(mappers)}
+    counted = [(name, samples) for name, samples in data_planes.values() if isinstance(samples, HasSinkStats)]
+    damaged = [({"mapper": name}, samples.files_set_aside) for name, samples in counted]
+    yield _lines("sink_files_set_aside_total", "counter", "Files of waiting samples that were damaged.", damaged)
     sinks = [
-        ({"mapper": name, "sink": s.sink, "target": s.target}, s)
-        for name, samples in data_planes.values()
-        if isinstance(samples, HasSinkStats)
-        for s in samples.stats()
+        ({"mapper": name, "sink": s.sink, "target": s.target}, s) for name, samples in counted for s in samples.stats()
     ]
     if not sinks:
         return

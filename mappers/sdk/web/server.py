@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import socket
@@ -37,6 +38,7 @@ END_S: Final = 0.5
 """For answers under way when the mapper ends."""
 TLS_END_S: Final = 2.0
 ACCEPT_PAUSE_S: Final = 1.0
+_NO_SUCH_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 LIMITS: Final = Limits()
 
 
@@ -77,22 +79,31 @@ class WebServer:
     # listening
 
     async def listen(self) -> list[socket.socket]:
-        """Bind every address the name stands for.
+        """Bind every address the name stands for and this machine has: `localhost` may have one of IPv6 without that.
 
         Raises:
-            OSError: One of them cannot be had.
+            OSError: One of them cannot be had, or the machine has none.
         """
         found = await _resolve(self._address, self._configured_port)
         listeners: list[socket.socket] = []
+        missing: OSError | None = None
         try:
             for family, where in found:
                 port = listeners[0].getsockname()[1] if listeners else where[1]
-                listener = socket.create_server((where[0], port), family=family, backlog=MAX_CONNECTIONS)
-                listener.setblocking(False)
-                listeners.append(listener)
+                try:
+                    listener = socket.create_server((where[0], port), family=family, backlog=MAX_CONNECTIONS)
+                except OSError as error:
+                    if error.errno not in _NO_SUCH_ADDRESS:
+                        raise
+                    missing = error
+                else:
+                    listener.setblocking(False)
+                    listeners.append(listener)
         except BaseException:
             _close(listeners)
             raise
+        if not listeners:
+            raise missing or OSError(errno.EADDRNOTAVAIL, "the name stands for no address")
         self.port = listeners[0].getsockname()[1]
         return listeners
 

@@ -83,6 +83,10 @@ class UplinkView(Protocol):
     def report_failures(self) -> int:
         """Calls it refused, or that did not reach it."""
 
+    @property
+    def unfit(self) -> int:
+        """Values that a stock edge core dropped."""
+
 
 class RegistrationView(Protocol):
     """How it stands between a mapper and its edge core."""
@@ -104,6 +108,10 @@ class HasSinkStats(Protocol):
     """A `Samples` whose sinks are counted."""
 
     def stats(self) -> Iterable[SinkStats]: ...
+
+    @property
+    def files_set_aside(self) -> int:
+        """Files of waiting samples that could not be used. Only grows."""
 
 
 class MapperView(Protocol):

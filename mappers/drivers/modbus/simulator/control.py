@@ -77,6 +77,8 @@ async def control(simulator: Simulator, path: Path) -> AsyncIterator[None]:
     before = os.umask(0o177)
     try:
         server = await asyncio.start_unix_server(serve, path, limit=_LINE)
+    except OSError as error:
+        raise OSError(f"control: cannot listen on {path}: {error.strerror or error}") from error
     finally:
         os.umask(before)
     try:

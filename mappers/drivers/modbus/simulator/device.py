@@ -96,7 +96,10 @@ class Device:
             if self.mode in BUS:
                 return None
             return _stamped(ExceptionResponse(pdu.function_code, ExcCodes.GATEWAY_NO_RESPONSE), pdu)
-        code = faults.refusal(pdu.function_code, KINDS.get(pdu.function_code), request.address, request.count)
+        kind = KINDS.get(pdu.function_code)
+        if faults.ignores(kind, request.address, request.count):
+            return None
+        code = faults.refusal(pdu.function_code, kind, request.address, request.count)
         if code:
             return _stamped(ExceptionResponse(pdu.function_code, code), pdu)
         if isinstance(pdu, ReadDeviceInformationRequest):

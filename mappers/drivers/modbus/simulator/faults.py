@@ -43,6 +43,8 @@ class Faults(Struct):
     """Units that never reply."""
     exceptions: dict[tuple[Register | None, int | None], int] = msgspec.field(default_factory=dict)
     """(kind of register or None for any, PDU address or None for any) → exception code of a request that covers it."""
+    ignored: set[tuple[Register | None, int]] = msgspec.field(default_factory=set)
+    """(kind of register or None for any, PDU address): requests that cover it get no reply, where one should refuse."""
     refused_functions: set[int] = msgspec.field(default_factory=set)
     """Function codes that the device does not know: exception 1."""
     max_registers: int = MAX_REGISTERS
@@ -73,6 +75,15 @@ class Faults(Struct):
                 return code
         return 0
 
+    def ignores(self, register: Register | None, address: int, count: int) -> bool:
+        """Whether a request is one that the device does not answer where it should refuse."""
+        if register is None or not any(
+            kind in (None, register) and address <= at < address + count for kind, at in self.ignored
+        ):
+            return False
+        self.seen["ignored"] += 1
+        return True
+
     def strike(self, rng: random.Random) -> str:
         """Which of the faults that exclude one another strikes this reply; empty: none."""
         for name in ("drop", "disconnect", "garbage", "short", "wrong_unit", "wrong_transaction"):
@@ -85,7 +96,7 @@ class Faults(Struct):
 
 FAULTS: Final = (
     "delay=500ms, drop=0.1, disconnect=0.01, garbage=0.05, short=0.05, wrong-unit=0.05, wrong-transaction=0.05, "
-    "silent-unit=3, exception=2@40, exception=4@HoldingRegister:7, refuse-function=22, max-registers=16"
+    "silent-unit=3, exception=2@40, exception=4@HoldingRegister:7, ignore=50, refuse-function=22, max-registers=16"
 )
 """One of each, for help texts."""
 
@@ -135,13 +146,25 @@ def _silent(faults: Faults, text: str) -> None:
 def _exception(faults: Faults, text: str) -> None:
     hint = "is not CODE@ADDRESS, CODE@KIND:ADDRESS or CODE@*, such as 2@40 or 4@HoldingRegister:7"
     code_text, _, where = text.partition("@")
-    kind_text, colon, at = where.rpartition(":")
+    code = int(_number(code_text, 1, 255, hint))
+    faults.exceptions[_place(where, hint, any_address=True)] = code
+
+
+def _ignore(faults: Faults, text: str) -> None:
+    kind, address = _place(text, "is not ADDRESS or KIND:ADDRESS, such as 50 or HoldingRegister:7")
+    if address is not None:
+        faults.ignored.add((kind, address))
+
+
+def _place(text: str, hint: str, *, any_address: bool = False) -> tuple[Register | None, int | None]:
+    kind_text, colon, at = text.rpartition(":")
     kinds: dict[str, Register] = {str(kind).lower(): kind for kind in get_args(Register)}
     kind = kinds.get(kind_text.strip().lower()) if colon else None
-    if not where or (colon and kind is None):
+    if colon and kind is None:
         raise ValueError(hint)
-    code = int(_number(code_text, 1, 255, hint))
-    faults.exceptions[kind, None if at.strip() == "*" else int(_number(at, 0, 65535, hint))] = code
+    if any_address and at.strip() == "*":
+        return kind, None
+    return kind, int(_number(at, 0, 65535, hint))
 
 
 def _refuse(faults: Faults, text: str) -> None:
@@ -172,6 +195,7 @@ _SWITCHES: Final[dict[str, Callable[[Faults, str], None]]] = {
     "wrong-transaction": _chance("wrong_transaction"),
     "silent-unit": _silent,
     "exception": _exception,
+    "ignore": _ignore,
     "refuse-function": _refuse,
     "max-registers": _most,
 }

@@ -87,7 +87,7 @@ async def listen(
     try:
         await server.serve_forever(background=True)
     except RuntimeError as error:  # what pymodbus makes of a port that is taken
-        raise OSError(f"cannot listen on {wanted}: {error}") from error
+        raise OSError(f"cannot listen on {wanted}: it is taken, not there, or not allowed") from error
     return _Running(server, host, serial)
 
 

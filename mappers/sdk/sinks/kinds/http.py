@@ -10,7 +10,7 @@ from urllib.parse import quote
 from msgspec import Meta, Struct
 
 from dmi.errors import ConfigError
-from mappers.sdk.sinks.clients import REQUEST_TIMEOUT_S, http_session, local_time, post, require, split_url
+from mappers.sdk.sinks.clients import REQUEST_TIMEOUT_S, http_session, local_time, masked, post, require, split_url
 from mappers.sdk.sinks.record import Identity, Record, Route, Sender, Target
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpConfig", "HttpRoute", "HttpTarget", "body", "read_http"]
 
-_PLAIN: Final = " !$'()*,/:;<>?@[]^`{|}\"\\~"
-"""Left as they are, as upstream leaves everything. What would break the form apart (`&`, `=`, `+`, `%`), control
+_PLAIN: Final = " !$'()*,/:<>?@[]^`{|}\"\\~"
+"""Left as they are, as upstream leaves everything. What would break the form apart (`&`, `;`, `=`, `+`, `%`), control
 characters and those beyond ASCII are percent-encoded, so that a form decoder gets back the very value."""
 
 
@@ -51,7 +51,7 @@ class HttpTarget(Target[HttpRoute], frozen=True, tag="http"):
 
     @property
     def label(self) -> str:
-        return self.url
+        return masked(self.url)
 
     def connect(self, identity: Identity) -> AbstractAsyncContextManager[Sender[HttpRoute]]:
         return _connect(self, identity)

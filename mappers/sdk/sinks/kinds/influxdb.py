@@ -72,7 +72,9 @@ def read_influxdb(config: InfluxConfig, path: str) -> tuple[InfluxTarget, Influx
     """
     require("aiohttp", "http", path)
     client, data = config.influxdb2ClientConfig, config.influxdb2DataConfig
-    split_url(client.url, ("http", "https"), f"{path}.influxdb2ClientConfig.url")
+    parts = split_url(client.url, ("http", "https"), f"{path}.influxdb2ClientConfig.url")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{path}.influxdb2ClientConfig.url", "must end before ? and #; a token is one of the secrets")
     if not client.bucket:
         raise ConfigError(f"{path}.influxdb2ClientConfig.bucket", "must name a bucket")
     for key, text in (("measurement", data.measurement), ("fieldKey", data.field_key), *data.tag.items()):

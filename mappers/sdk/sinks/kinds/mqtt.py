@@ -1,4 +1,9 @@
-"""`pushMethod.mqtt`: one message per sample, time and value as text (DMI contract 5), on a connection that is kept."""
+"""`pushMethod.mqtt`: one message per sample, time and value as text (DMI contract 5), on a connection that is kept.
+
+A broker acknowledges no message of QoS 0, and a connection that is cut takes what is written to it for minutes. So an
+UNSUBSCRIBE from a topic that nobody subscribed to follows such messages: a broker must answer it (MQTT 3.1.1, 3.10.4),
+and as it reads a connection in order, the answer says that it has the messages before it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Meta, Struct
 
 from dmi.errors import ConfigError
-from mappers.sdk.sinks.clients import REQUEST_TIMEOUT_S, load, local_time, require, split_url
+from mappers.sdk.sinks.clients import REQUEST_TIMEOUT_S, load, local_time, masked, require, split_url
 from mappers.sdk.sinks.record import Identity, Record, Route, Sender, SinkUnavailable, Target
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ _TLS: Final = ("ssl", "tls", "tcps", "mqtts")
 _WEB: Final = ("ws", "wss")
 _PORTS: Final = {"ws": 80, "wss": 443} | dict.fromkeys(_PLAIN, 1883) | dict.fromkeys(_TLS, 8883)
 _DIAL_S: Final = 5.0
+_NOBODYS_TOPIC: Final = "kubetwin/none"
 
 
 class MqttConfig(Struct, frozen=True):
@@ -54,7 +60,7 @@ class MqttTarget(Target[MqttRoute], frozen=True, tag="mqtt"):
 
     @property
     def label(self) -> str:
-        return self.address
+        return masked(self.address)
 
     def connect(self, identity: Identity) -> AbstractAsyncContextManager[Sender[MqttRoute]]:
         return _connect(self, identity)
@@ -84,6 +90,9 @@ def payload(record: Record[MqttRoute]) -> str:
 class _MqttSender:
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._written = self._confirmed = 0
+        """Messages of QoS 0 on this connection."""
+        self._confirming = asyncio.Lock()
 
     async def send(self, records: Sequence[Record[MqttRoute]]) -> None:
         import aiomqtt
@@ -91,10 +100,22 @@ class _MqttSender:
         try:
             for record in records:
                 route = record.route
-                # Returns on the broker's acknowledgement with QoS 1 and 2; with QoS 0 there is none to wait for.
+                # Returns on the broker's acknowledgement with QoS 1 and 2, and when it is written with QoS 0.
                 await self._client.publish(route.topic, payload(record), route.qos, route.retained)
+                self._written += route.qos == 0
+            await self._confirm(self._written)
         except aiomqtt.MqttError as error:
             raise SinkUnavailable(str(error)) from error
+
+    async def _confirm(self, written: int) -> None:
+        """Wait until the broker has read that many. One question serves all who wait."""
+        if self._confirmed >= written:
+            return
+        async with self._confirming:
+            if self._confirmed < written:
+                asked_for = self._written
+                await self._client.unsubscribe(_NOBODYS_TOPIC)
+                self._confirmed = asked_for
 
 
 @asynccontextmanager
@@ -123,12 +144,16 @@ async def _connect(target: MqttTarget, identity: Identity) -> AsyncIterator[_Mqt
             transport=transport,
             timeout=REQUEST_TIMEOUT_S,
             tls_context=context,
-            websocket_path=(parts.path or "/mqtt") if transport == "websockets" else None,
+            websocket_path=_web_path(parts) if transport == "websockets" else None,
             max_concurrent_outgoing_calls=4 * target.parallel,
         ) as client:
             yield _MqttSender(client)
     except aiomqtt.MqttError as error:
         raise SinkUnavailable(str(error)) from error
+
+
+def _web_path(parts: SplitResult) -> str:
+    return (parts.path or "/mqtt") + (f"?{parts.query}" if parts.query else "")
 
 
 async def _dial(transport: str, host: str, port: int, context: SSLContext | None) -> None:

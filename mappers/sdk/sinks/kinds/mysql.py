@@ -51,7 +51,7 @@ class MySqlTarget(Target[MySqlRoute], frozen=True, tag="mysql"):
 
     @property
     def label(self) -> str:
-        return f"{self.host}:{self.port}/{self.database}"
+        return f"{self.user}@{self.host}:{self.port}/{self.database}"
 
     def connect(self, identity: Identity) -> AbstractAsyncContextManager[Sender[MySqlRoute]]:
         return _connect(self, identity)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from msgspec import Struct, field
 
 from mappers.sdk.samples import Sample
-from mappers.sdk.sinks.clients import http_session, load, post, require, split_url
+from mappers.sdk.sinks.clients import http_session, load, masked, post, require, split_url
 from mappers.sdk.sinks.record import Identity, Record, Route, Sender, SinkRejected, SinkUnavailable, Target
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class OtelTarget(Target[OtelRoute], frozen=True, tag="otel"):
 
     @property
     def label(self) -> str:
-        return self.url
+        return masked(self.url)
 
     def connect(self, identity: Identity) -> AbstractAsyncContextManager[Sender[OtelRoute]]:
         return _connect(self, identity)

@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 import msgspec
-import pytest
 
 from dmi.types import DesiredSpec, Device, Scalar
 from dmi.values import format_value
@@ -19,6 +18,7 @@ from mappers.sdk.errors import DeviceError, DeviceTimeout
 from mappers.sdk.mapper import Mapper
 from mappers.sdk.stats import DeviceStats
 from mappers.sdk.testing.edgecore import FakeEdgeCore
+from mappers.sdk.testing.faults import Faults
 from mappers.sdk.testing.harness import running
 from mappers.sdk.testing.subject import Subject
 from mappers.sdk.testing.watched import WatchedDriver
@@ -98,14 +98,26 @@ class Run:
 @asynccontextmanager
 async def run_subject(subject: Subject, *others: Device, device: Device | None = None) -> AsyncIterator[Run]:
     """A mapper with the subject's device while the block runs; at its end, nothing may have come out of the driver that
-    does not belong."""
+    does not belong, and the runtime must not have had to step in."""
     device = device or prepared(subject.device)
     watch = WatchedDriver(subject.driver)
     core = FakeEdgeCore(devices=[device, *others], models=[subject.model])
     async with core, running(watch, core) as mapper:
-        yield Run(subject, core, mapper, watch, device)
+        run = Run(subject, core, mapper, watch, device)
+        yield run
+        stats = run.stats()
     assert not watch.unexpected, f"only device, config and conversion errors may leave a driver: {watch.unexpected}"
     assert watch.most_reading <= 2 * (1 + len(others)), f"{watch.most_reading} reads were under way at once"
+    contained = [
+        f"{what}: {n}"
+        for n, what in (
+            (stats.driver_errors, "calls that failed or did not end in time"),
+            (stats.leaked_tasks, "tasks left behind a link"),
+            (stats.restarts, "restarts"),
+        )
+        if n
+    ]
+    assert not contained, f"the runtime had to contain the driver: {', '.join(contained)}"
 
 
 def prepared(device: Device, *, cycle_ms: int = CYCLE_MS) -> Device:
@@ -145,9 +157,13 @@ def declared_of(subject: Subject) -> Declaration:
 
 
 def writable_of(subject: Subject) -> str:
-    if not subject.writable:
-        pytest.skip("the subject has nothing writable")
+    assert subject.writable, "the subject has nothing writable"
     return subject.writable
+
+
+def faults_of(subject: Subject) -> Faults:
+    assert subject.faults is not None, "the subject has no faults"
+    return subject.faults
 
 
 def text_of(result: ReadResult | None, property_: Property[Any]) -> str:

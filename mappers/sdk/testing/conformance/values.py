@@ -6,16 +6,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-import pytest
-
 from mappers.sdk.driver import CanSubscribe, ReadResult
 from mappers.sdk.testing.conformance.bench import (
     declared_of,
+    faults_of,
     open_link,
     patience,
     run_subject,
     text_of,
 )
+from mappers.sdk.testing.conformance.parts import needs
 from mappers.sdk.testing.subject import Subject
 
 
@@ -29,9 +29,8 @@ class Values:
             await subject.set_value(subject.readable, second)
             await run.until_reads(second)
 
+    @needs("pushed")
     async def test_pushes_what_changed(self, subject: Subject) -> None:
-        if not subject.pushed:
-            pytest.skip("the subject pushes nothing")
         pushes: asyncio.Queue[Mapping[str, ReadResult]] = asyncio.Queue()
         declared = declared_of(subject)
         property_ = declared.properties[subject.pushed]
@@ -50,10 +49,9 @@ class Values:
         await asyncio.sleep(0.3)
         assert pushes.empty(), "a value was pushed after the link was closed"
 
+    @needs("faults")
     async def test_garbage_never_becomes_a_value(self, subject: Subject) -> None:
-        faults = subject.faults
-        if faults is None:
-            pytest.skip("the subject has no faults")
+        faults = faults_of(subject)
         first, second = subject.values
         for kind in ("garbage", "truncate"):
             faults.clear()
