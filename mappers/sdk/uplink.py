@@ -268,7 +268,7 @@ class Uplink:
                 slot.state = slot.state or state
             else:
                 slot.twins = {**twins, **slot.twins}
-            if not isinstance(error, DmiError):
+            if not isinstance(error, Exception):
                 raise
             return self._failed(slot, error)
         self.reports += 1
@@ -287,7 +287,7 @@ class Uplink:
             self.lag.observe(max(0, epoch_ms() - oldest_ms) / 1000)
             self.on_accepted(device_id, oldest_ms)
 
-    def _failed(self, slot: _Slot, error: DmiError) -> float:
+    def _failed(self, slot: _Slot, error: Exception) -> float:
         if isinstance(error, PeerUnavailable):
             self.pause()
             self.lost.set()
@@ -299,6 +299,8 @@ class Uplink:
             self._free_at = asyncio.get_running_loop().time() + PACED_S
             return 0.0
         if not slot.refusals:
-            logger.warning("device %s: the edge core refused a report, trying again: %s", slot.device_id, error)
+            text = "device %s: the edge core refused a report, trying again: %s"
+            bug = None if isinstance(error, DmiError) else error  # one device's, which must not end the others' reports
+            logger.warning(text, slot.device_id, error, exc_info=bug)
         slot.refusals = min(slot.refusals + 1, 8)
         return min(RETRY_S[0] * 2.0 ** (slot.refusals - 1), RETRY_S[1])

@@ -11,6 +11,7 @@ import pytest
 from mappers.drivers.modbus import ModbusConfig, ModbusDriver
 from mappers.drivers.modbus.settings import Mode
 from mappers.drivers.modbus.simulator import Faults, Image, Simulator
+from mappers.drivers.modbus.transport import open_transport
 from mappers.sdk import (
     ConfigError,
     DeviceError,
@@ -21,7 +22,9 @@ from mappers.sdk import (
     DeviceUnreachable,
     DeviceUnsupported,
 )
+from mappers.sdk.testing import no_leaks
 from tests.mappers.modbus_world import (
+    DEVICE,
     MODES,
     Certificates,
     config_for,
@@ -254,6 +257,15 @@ async def test_tls_trusts_only_its_ca_and_the_right_name(certificates: Certifica
             with pytest.raises(DeviceUnreachable, match=problem):
                 async with linked(driver, config_for(plc, certificates, **wrong)):
                     pass
+
+
+async def test_a_tls_connection_that_asyncio_has_closed_already_is_closed(certificates: Certificates) -> None:
+    """It does so when a connect is given up at the moment it succeeds."""
+    async with simulator("TLS", certificates, {1: IMAGE}) as device:
+        config = ModbusDriver().check_config(config_for(device, certificates))
+        async with no_leaks(), open_transport(DEVICE, config, lambda _: None) as transport:
+            assert transport._sender is not None
+            transport._sender.close()
 
 
 async def test_tls_shows_its_certificate_where_one_is_asked_for(certificates: Certificates) -> None:

@@ -89,6 +89,7 @@ async def test_a_call_that_cannot_be_cancelled_is_given_up_and_the_device_starte
     async with running_device(
         LinkDriver(lambda: next(links)), any_device(prop("level", cycle_ms=10)), recorder
     ) as runner:
+        await recorder.until(lambda: runner._connection.cycle._task is not None)
         waiting = asyncio.create_task(runner.read_property("level"))
         await recorder.until(lambda: recorder.value("level") == "2")
         assert (runner.stats.restarts, runner.stats.leaked_tasks) == (1, 1)

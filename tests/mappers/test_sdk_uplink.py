@@ -349,3 +349,17 @@ async def test_who_was_refused_keeps_its_place() -> None:
         uplink.put_twins(B, [twin("x", "1")])
         await uplink.drained()
     assert [device for device, _ in peer.got] == [A, B]
+
+
+async def test_a_report_that_cannot_be_sent_at_all_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", (0.01, 0.01))
+    peer = Peer()
+    peer.fault = UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+    async with sending(peer) as uplink:
+        uplink.open()
+        uplink.put_twins(A, [twin("x", "1")])
+        await eventually(lambda: uplink.report_failures > 0)
+        peer.fault = None
+        uplink.put_twins(B, [twin("x", "2")])
+        await drained(uplink)
+    assert sorted(peer.got) == [(A, {"x": "1"}), (B, {"x": "2"})]

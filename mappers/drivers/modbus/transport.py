@@ -123,9 +123,11 @@ class Transport(asyncio.DatagramProtocol, asyncio.Protocol):
         sender = self._sender
         if sender is None:
             return
-        sender.close()
         if not isinstance(sender, asyncio.Transport) or sender.get_extra_info("ssl_object") is None:
+            sender.close()
             return
+        if not sender.is_closing():  # asyncio did so when connecting ended in this moment; twice would undo it
+            sender.close()
         try:
             async with asyncio.timeout(CLOSE_DEADLINE_S):
                 await self._ended.wait()
