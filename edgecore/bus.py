@@ -13,16 +13,20 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from cloudedge import Message
+from dmi import DeviceId, Twin
 
 __all__ = [
     "Bus",
     "CloudConnected",
     "CloudLost",
     "Confirmed",
+    "MqttIn",
+    "MqttOut",
     "ObjectChange",
     "ObjectMessage",
     "ObjectsChanged",
     "TwinMessage",
+    "TwinsReported",
     "Upstream",
 ]
 
@@ -83,6 +87,33 @@ class ObjectsChanged(Struct, frozen=True):
     changes: tuple[ObjectChange, ...]
 
 
+class MqttIn(Struct, frozen=True):
+    """A local app published on one of the device twin's topics."""
+
+    topic: str
+    payload: bytes
+
+
+class MqttOut(Struct, frozen=True):
+    """For local apps; only told, never awaited: without a broker it goes nowhere."""
+
+    topic: str
+    payload: bytes
+    latest: bool = False
+    """Of several that wait under one topic only the newest counts (documents, deltas), while an answer to an app must
+    not be left out for a later one."""
+
+
+class TwinsReported(Struct, frozen=True):
+    """Committed: these properties of a device have new reported values, qualities or times, or new desired values. Only
+    told, never awaited.
+    """
+
+    device: DeviceId
+    twins: tuple[Twin, ...]
+    """Those that changed, as they are now."""
+
+
 _Event = TypeVar("_Event", bound=Struct)
 _Handler = Callable[[Any], Awaitable[None]]
 
@@ -90,6 +121,7 @@ _Handler = Callable[[Any], Awaitable[None]]
 class Bus:
     def __init__(self) -> None:
         self._handlers: dict[type[Struct], list[_Handler]] = {}
+        self._listeners: dict[type[Struct], list[Callable[[Any], None]]] = {}
 
     def subscribe(self, type_: type[_Event], handler: Callable[[_Event], Awaitable[None]]) -> None:
         self._handlers.setdefault(type_, []).append(handler)
@@ -98,3 +130,16 @@ class Bus:
         """Returns when every subscriber has taken it; what a subscriber raises comes out here."""
         for handler in self._handlers.get(type(event), ()):
             await handler(event)
+
+    def listen(self, type_: type[_Event], listener: Callable[[_Event], None]) -> None:
+        """For what is told: the listener neither waits nor fails."""
+        self._listeners.setdefault(type_, []).append(listener)
+
+    def is_heard(self, type_: type[Struct]) -> bool:
+        """Whether anybody listens; what nobody hears need not be made."""
+        return type_ in self._listeners
+
+    def tell(self, event: Struct) -> None:
+        """From a place that cannot wait, such as right after a commit."""
+        for listener in self._listeners.get(type(event), ()):
+            listener(event)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -21,18 +21,24 @@ __all__ = [
     "EdgeHubConfig",
     "EdgedConfig",
     "EventBusConfig",
+    "EventBusTls",
+    "HistoryConfig",
+    "LocalApiConfig",
     "MappersConfig",
     "MetaManagerConfig",
     "Modules",
     "QuicConfig",
     "ServiceBusConfig",
+    "TopicRule",
     "WebSocketConfig",
+    "api_socket_path",
     "socket_path",
 ]
 
 API_VERSION: Final = "edgecore.config.kubeedge.io/v1alpha2"
 KIND: Final = "EdgeCore"
 SOCKET_NAME: Final = "dmi.sock"
+API_SOCKET_NAME: Final = "edgecore.sock"
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
@@ -82,19 +88,96 @@ class MetaManagerConfig(Struct, frozen=True, rename="camel"):
     enable: bool = True
 
 
+class HistoryConfig(Struct, frozen=True, rename="camel"):
+    """Recent reported values, in a file of their own. Ours: upstream keeps none."""
+
+    enable: bool = False
+    data_source: str = ""
+    """Empty: `history.db` beside the database."""
+    max_age: Annotated[float, Meta(gt=0)] = 24 * 3600
+    """Seconds."""
+    max_values: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    """Of one property."""
+    max_bytes: Annotated[int, Meta(ge=64 * 1024)] = 64 * 1024 * 1024
+    """Of the file."""
+
+
 class DeviceTwinConfig(Struct, frozen=True, rename="camel"):
     enable: bool = True
     dmi_sock_path: str = "/etc/kubeedge/"
     """Directory of `dmi.sock`. A path that ends in `.sock`, as old files have it, counts as its directory."""
+    dmi_allowed_users: tuple[str | int, ...] = ()
+    """Who may call the DMI socket besides root and this process' own user, by name or number; empty, and no groups
+    either: whoever may open it (mode 0660)."""
+    dmi_allowed_groups: tuple[str | int, ...] = ()
+    report_rate: Annotated[int, Meta(ge=1)] = 2000
+    """Calls a second of each mapper, in the long run. Upstream: 1 for all together."""
+    report_burst: Annotated[int, Meta(ge=1)] = 4000
+    history: HistoryConfig = HistoryConfig()
+
+
+class EventBusTls(Struct, frozen=True, rename="camel"):
+    enable: bool = False
+    tls_mqtt_ca_file: str = field(name="tlsMqttCAFile", default="/etc/kubeedge/ca/rootCA.crt")
+    tls_mqtt_cert_file: str = "/etc/kubeedge/certs/server.crt"
+    tls_mqtt_private_key_file: str = "/etc/kubeedge/certs/server.key"
+
+
+class TopicRule(Struct, frozen=True, rename="camel"):
+    """What local apps see of devices, and under which topics besides upstream's own. The first rule that fits a device
+    counts. In topics `{namespace}`, `{device}` and `{property}` are filled in.
+    """
+
+    devices: str = "*"
+    """Shell pattern over `namespace/name`."""
+    access: Literal["readWrite", "read", "none"] = "readWrite"
+    """What apps may do with the device over upstream's topics: also update, only get and follow, or nothing."""
+    publish: str = ""
+    """Each new reported value goes here as well. Empty: nowhere."""
+    payload: Literal["value", "json"] = "value"
+    """The bare value, or an object with `value`, `type`, `collected` (epoch ms) and `quality`."""
+    write: str = ""
+    """A message here is taken as an update of the property's expected value. Empty: nowhere."""
+    qos: Annotated[int, Meta(ge=0, le=2)] = 0
+    retain: bool = False
 
 
 class EventBusConfig(Struct, frozen=True, rename="camel"):
     enable: bool = False
-    """Upstream's default is true; here it is not there yet."""
+    """Upstream's default is true. A gateway without a broker, which is most of them, needs none of this."""
+    mqtt_mode: Annotated[int, Meta(ge=0, le=2)] = 2
+    """0: internal broker only, 1: both, 2: external only."""
+    mqtt_server_external: str = "tcp://127.0.0.1:1883"
+    mqtt_server_internal: str = "tcp://127.0.0.1:1884"
+    mqtt_qos: Annotated[int, Meta(ge=0, le=2)] = field(name="mqttQOS", default=0)
+    """What edge core publishes with at the internal broker."""
+    mqtt_external_qos: Annotated[int, Meta(ge=0, le=2)] = field(name="mqttExternalQOS", default=1)
+    """What it publishes and subscribes with at the external one; upstream: always 1."""
+    mqtt_retain: bool = False
+    """Of what edge core publishes at the internal broker."""
+    mqtt_session_queue_size: Annotated[int, Meta(ge=1)] = 100
+    """Messages the internal broker keeps for a slow client."""
+    mqtt_sub_client_id: str = field(name="mqttSubClientID", default="")
+    """Empty: made of the node's name, and the same after a restart, so that the broker keeps the session."""
+    mqtt_pub_client_id: str = field(name="mqttPubClientID", default="")
+    mqtt_username: str = ""
+    mqtt_password: str = ""
+    mqtt_password_file: str = ""
+    """Instead of `mqttPassword`: a file that only edge core can read."""
+    tls: EventBusTls = field(name="eventBusTLS", default=EventBusTls())
+    topic_rules: tuple[TopicRule, ...] = ()
 
 
 class ServiceBusConfig(Struct, frozen=True, rename="camel"):
     enable: bool = False
+
+
+class LocalApiConfig(Struct, frozen=True, rename="camel"):
+    """Edge core's own API for this machine: health, metrics, twins, history, and what it knows of a device's path."""
+
+    enable: bool = True
+    socket: str = ""
+    """Unix socket, mode 0660. Empty: `edgecore.sock` beside `dmi.sock`."""
 
 
 class MappersConfig(Struct, frozen=True, rename="camel"):
@@ -118,6 +201,7 @@ class Modules(Struct, frozen=True, rename="camel"):
     event_bus: EventBusConfig = EventBusConfig()
     service_bus: ServiceBusConfig = ServiceBusConfig()
     mappers: MappersConfig = MappersConfig()
+    local_api: LocalApiConfig = LocalApiConfig()
 
 
 class EdgeCoreConfig(Struct, frozen=True, rename="camel"):
@@ -134,3 +218,7 @@ class EdgeCoreConfig(Struct, frozen=True, rename="camel"):
 def socket_path(config: DeviceTwinConfig) -> Path:
     directory = Path(config.dmi_sock_path)
     return (directory.parent if directory.suffix == ".sock" else directory) / SOCKET_NAME
+
+
+def api_socket_path(modules: Modules) -> Path:
+    return Path(modules.local_api.socket or socket_path(modules.device_twin).with_name(API_SOCKET_NAME))

@@ -30,14 +30,7 @@ def load_config(file: Path) -> EdgeCoreConfig:
     _check(config, str(file))
     if unknown:
         logger.warning("%s: keys that are not used here: %s", file, ", ".join(unknown))
-    later = [
-        name
-        for name, enabled in (
-            ("eventBus", config.modules.event_bus.enable),
-            ("serviceBus", config.modules.service_bus.enable),
-        )
-        if enabled
-    ]
+    later = [name for name, enabled in (("serviceBus", config.modules.service_bus.enable),) if enabled]
     if later:
         logger.info("%s: enabled, but not available yet: %s", file, ", ".join(later))
     return config

@@ -51,6 +51,21 @@ _STEPS: Final[tuple[tuple[str, ...], ...]] = (
             FROM handed_before AS h JOIN mapper AS m ON m.protocol = h.protocol""",
         "DROP TABLE handed_before",
     ),
+    (
+        # The twin document of the MQTT topics: may an app delete the twin, has one, and each side's own versions.
+        "ALTER TABLE twin ADD COLUMN optional INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE twin ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE twin ADD COLUMN reported_edge INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE twin ADD COLUMN reported_cloud INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE twin ADD COLUMN desired_edge INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE twin ADD COLUMN desired_cloud INTEGER NOT NULL DEFAULT 0",
+        "UPDATE twin SET reported_edge = version WHERE reported_ms > 0",
+        "UPDATE twin SET desired_edge = version WHERE desired_ms > 0",
+        # Since when a device is in the state that is shown; 0: not known.
+        "ALTER TABLE device_state ADD COLUMN since_ms INTEGER NOT NULL DEFAULT 0",
+        # Topics that rules in the cloud subscribed to, upstream's `sub_topics`.
+        "CREATE TABLE mqtt_topic (topic TEXT PRIMARY KEY) WITHOUT ROWID",
+    ),
 )
 
 VERSION: Final = len(_STEPS)

@@ -52,6 +52,7 @@ modules:
   edged: {enable: true, hostnameOverride: edge-7, rootDirectory: /var/lib/kubelet}
   edgeHub: {heartbeat: 15, messageQPS: 30, messageBurst: 60, token: secret, websocket: {server: "192.0.2.1:10000"}}
   eventBus: {enable: true, mqttMode: 2}
+  serviceBus: {enable: true}
   deviceTwin: {dmiSockPath: /etc/kubeedge/dmi.sock}
 """
     config = load_config(written(tmp_path, stock))
@@ -63,7 +64,7 @@ modules:
     assert "modules.edged.rootDirectory" in warnings[0]
     assert "modules.edgeHub.token" in warnings[0]
     assert "secret" not in caplog.text
-    assert next(r.getMessage() for r in caplog.records if "not available yet" in r.message).endswith("eventBus")
+    assert next(r.getMessage() for r in caplog.records if "not available yet" in r.message).endswith("serviceBus")
 
 
 @pytest.mark.parametrize(

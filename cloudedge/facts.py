@@ -1,0 +1,85 @@
+"""What edge core knows of the path of one device's values: asked over its local API, or through the cloud.
+
+Times are epoch milliseconds of the edge's clock, 0 where something never happened.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+__all__ = ["DeviceFacts", "MapperFacts", "PropertyFacts", "RefusedReport"]
+
+
+class MapperFacts(Struct, frozen=True, omit_defaults=True):
+    """The mapper that runs the device, or would."""
+
+    name: str
+    protocol: str
+    answering: bool = False
+    registered_ms: int = 0
+    heard_ms: int = 0
+    """It called, or answered, last."""
+    away_since_ms: int = 0
+    refusal: str = ""
+    """Why it does not take the device."""
+    handed: str = ""
+    """`current`: it has the declaration as it is; `pending`: it is to get a newer one, or may have it; empty: no."""
+
+
+class PropertyFacts(Struct, frozen=True, omit_defaults=True):
+    collected_ms: int = 0
+    quality: str = "good"
+    reason: str = ""
+    value: str = ""
+    desired: str = ""
+    write: str = ""
+    write_reason: str = ""
+    unsent: bool = False
+    """The cloud has not confirmed the newest of it."""
+
+
+class RefusedReport(Struct, frozen=True, omit_defaults=True):
+    """Something of the device that edge core did not take."""
+
+    what: str
+    """A property's name, `state`, or a topic."""
+    reason: str
+    count: int = 1
+    at_ms: int = 0
+
+
+class DeviceFacts(Struct, frozen=True, omit_defaults=True):
+    node: str
+    device: str
+    now_ms: int
+    declared: bool = False
+    """The Device object is here."""
+    declared_version: str = ""
+    """Its resourceVersion."""
+    problem: str = ""
+    """Why it cannot be run as declared, with the path in the YAML."""
+    protocol: str = ""
+    model: str = ""
+    store_trouble: str = ""
+    """Why nothing is written to disk; empty: it is."""
+    store_trouble_since_ms: int = 0
+    cloud_url: str = ""
+    cloud_connected: bool = False
+    cloud_since_ms: int = 0
+    """Since when it is connected, or is not."""
+    cloud_trouble: str = ""
+    mapper: MapperFacts | None = None
+    other_mappers: tuple[str, ...] = ()
+    """Registered ones of any protocol, as `protocol/name`."""
+    last_report_ms: int = 0
+    """A mapper reported twins of the device."""
+    last_state_ms: int = 0
+    state: str = ""
+    state_reason: str = ""
+    state_since_ms: int = 0
+    in_flight_since_ms: int = 0
+    """A report is on its way and not confirmed."""
+    refused: tuple[RefusedReport, ...] = ()
+    properties: dict[str, PropertyFacts] = {}
+    mqtt_trouble: str = ""
+    """Why local apps over MQTT see nothing; empty: they do, or MQTT is off."""

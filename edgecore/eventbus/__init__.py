@@ -1,0 +1,1 @@
+"""EventBus: local apps over MQTT."""

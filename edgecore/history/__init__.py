@@ -1,0 +1,1 @@
+"""History: recent reported values, when asked to keep them."""
