@@ -1,4 +1,5 @@
-"""A Modbus TCP server with many units, as a process of its own: `python -m benchmarks.modbus_fleet UNITS REGISTERS`.
+"""A Modbus TCP server with many units, as a process of its own: `python -m benchmarks.modbus_fleet UNITS REGISTERS
+[PORT]`.
 
 Prints its port. Every unit has REGISTERS holding registers from 0 on, written from outside by a plain client.
 """
@@ -133,12 +134,12 @@ def running_fleet(units: int, registers: int) -> Iterator[Fleet]:
             process.stdout.close()
 
 
-async def _serve(units: int, registers: int) -> None:
+async def _serve(units: int, registers: int, port: int) -> None:
     devices = [
         SimDevice(unit, simdata=[SimData(0, values=[0] * registers, datatype=DataType.REGISTERS)])
         for unit in range(1, units + 1)
     ]
-    server = ModbusTcpServer(devices, address=("127.0.0.1", 0))
+    server = ModbusTcpServer(devices, address=("127.0.0.1", port))
     await server.serve_forever(background=True)
     print(server.transport.sockets[0].getsockname()[1], flush=True)  # type: ignore[attr-defined]  # an asyncio.Server
     await asyncio.Event().wait()
@@ -146,4 +147,4 @@ async def _serve(units: int, registers: int) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2])))
+        asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0))

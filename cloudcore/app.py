@@ -113,7 +113,8 @@ def _hub_settings(config: CloudHubConfig) -> HubSettings:
 
 def _controller_settings(config: CloudCoreConfig) -> ControllerSettings:
     return ControllerSettings(
-        writers=max(MIN_WRITERS, config.modules.device_controller.load.update_device_status_workers)
+        writers=max(MIN_WRITERS, config.modules.device_controller.load.update_device_status_workers),
+        mirror_twins=config.modules.device_controller.mirror_twins,
     )
 
 

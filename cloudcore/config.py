@@ -78,6 +78,9 @@ class DeviceControllerConfig(Struct, frozen=True):
     enable: bool = True
     buffer: DeviceBuffer = DeviceBuffer()
     load: DeviceLoad = DeviceLoad()
+    mirror_twins: bool = msgspec.field(default=False, name="mirrorTwins")
+    """Show twins and state in `Device.status` too, where readers from before KubeEdge 1.23 look for them. It costs one
+    more write for each change. Ours; upstream ignores the key."""
 
 
 class Modules(Struct, frozen=True, rename="camel"):

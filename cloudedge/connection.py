@@ -14,22 +14,24 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
-from picows import (
-    WSCloseCode,
-    WSError,
-    WSFrame,
-    WSListener,
-    WSMsgType,
-    WSTransport,
-    WSUpgradeRequest,
-    WSUpgradeResponse,
-    WSUpgradeResponseWithListener,
-    ws_connect,
-    ws_create_server,
-)
-
 from cloudedge.errors import ConnectionLost, ConnectionRefused, MalformedMessage
+from cloudedge.lean import postponed_proxies
 from cloudedge.message import MAX_MESSAGE_BYTES, Message, decode, encode, reply
+
+with postponed_proxies():
+    from picows import (
+        WSCloseCode,
+        WSError,
+        WSFrame,
+        WSListener,
+        WSMsgType,
+        WSTransport,
+        WSUpgradeRequest,
+        WSUpgradeResponse,
+        WSUpgradeResponseWithListener,
+        ws_connect,
+        ws_create_server,
+    )
 
 __all__ = ["PROJECT_ID", "Connection", "Refusal", "connect", "serve"]
 

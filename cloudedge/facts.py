@@ -5,9 +5,13 @@ Times are epoch milliseconds of the edge's clock, 0 where something never happen
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
-__all__ = ["DeviceFacts", "MapperFacts", "PropertyFacts", "RefusedReport"]
+__all__ = ["MAX_VALUE_CHARS", "DeviceFacts", "MapperFacts", "PropertyFacts", "RefusedReport"]
+
+MAX_VALUE_CHARS: Final = 256
 
 
 class MapperFacts(Struct, frozen=True, omit_defaults=True):
@@ -28,11 +32,15 @@ class MapperFacts(Struct, frozen=True, omit_defaults=True):
 
 class PropertyFacts(Struct, frozen=True, omit_defaults=True):
     collected_ms: int = 0
+    """0: never read."""
     quality: str = "good"
     reason: str = ""
     value: str = ""
+    """The last one read, cut at `MAX_VALUE_CHARS`."""
     desired: str = ""
+    """What the mapper was told last, as far as it said; cut likewise."""
     write: str = ""
+    """What became of it: `pending`, `applied`, `failed`, or empty where the mapper does not say."""
     write_reason: str = ""
     unsent: bool = False
     """The cloud has not confirmed the newest of it."""
@@ -42,7 +50,7 @@ class RefusedReport(Struct, frozen=True, omit_defaults=True):
     """Something of the device that edge core did not take."""
 
     what: str
-    """A property's name, `state`, or a topic."""
+    """A property's name, `state`, a topic; or `twins` of a device that was not here."""
     reason: str
     count: int = 1
     at_ms: int = 0
@@ -78,8 +86,11 @@ class DeviceFacts(Struct, frozen=True, omit_defaults=True):
     state_reason: str = ""
     state_since_ms: int = 0
     in_flight_since_ms: int = 0
-    """A report is on its way and not confirmed."""
+    """Since then the cloud is told something, once or again, that it does not confirm."""
     refused: tuple[RefusedReport, ...] = ()
     properties: dict[str, PropertyFacts] = {}
+    """All that are declared."""
+    left_out: int = 0
+    """Of them, for lack of room."""
     mqtt_trouble: str = ""
     """Why local apps over MQTT see nothing; empty: they do, or MQTT is off."""

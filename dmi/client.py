@@ -5,17 +5,18 @@ Each holds one channel for the life of its peer and reconnects by itself. Every 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from grpc import ChannelConnectivity
 
 from dmi._pb import api_pb2 as pb
 from dmi._pb.api_pb2_grpc import DeviceManagerServiceStub, DeviceMapperServiceStub
-from dmi.errors import ConfigError
+from dmi.errors import ConfigError, PeerRefused
 from dmi.ports import EdgeCorePort, MapperHandlers, MapperInfo, Registration
 from dmi.report import encode_report
 from dmi.rpc import CALL_TIMEOUT_S, EDGECORE_KEY, MAX_REASON_BYTES, REASON_KEY, open_channel, rpc_errors
@@ -25,6 +26,10 @@ from dmi.types import Device, DeviceId, DeviceModel, DeviceState, ModelId, split
 from dmi.wire import device_from_pb, device_to_pb, model_from_pb, model_to_pb
 
 __all__ = ["EdgeCoreClient", "MapperClient", "MapperInfo", "Registration", "Sockets"]
+
+
+_SLICE: Final = 32
+"""Devices of a registration that are read at once: some milliseconds on a small gateway."""
 
 
 class _Client:
@@ -86,7 +91,7 @@ class EdgeCoreClient(_Client):
             call = self._stub.MapperRegister(request, timeout=self._timeout_s)
             answer = await call
             ours = any(key == EDGECORE_KEY for key, _ in await call.initial_metadata() or ())
-        return _read_registration(answer, stock=not ours)
+        return await _read_registration(answer, stock=not ours)
 
     async def report_twins(self, device: DeviceId, twins: Sequence[Twin], /) -> None:
         """Hand over what was read, any number of properties in one call. Returning means stored (upstream: queued)."""
@@ -124,6 +129,12 @@ class MapperClient(_Client):
     def __init__(self, socket_path: str | Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         super().__init__(socket_path, peer="mapper", timeout_s=timeout_s)
         self._stub = DeviceMapperServiceStub(self._channel)
+        # gRPC's own health check: a server that does not have it says so, which is an answer.
+        self._check = self._channel.unary_unary("/grpc.health.v1.Health/Check")
+
+    async def ping(self, timeout_s: float, /) -> None:
+        with suppress(PeerRefused), rpc_errors(self._peer):
+            await self._check(b"", timeout=timeout_s)
 
     async def register_device(self, device: Device, /) -> None:
         with rpc_errors(self._peer):
@@ -162,8 +173,10 @@ class MapperClient(_Client):
             )
 
 
-def _read_registration(answer: pb.MapperRegisterResponse, *, stock: bool) -> Registration:
-    """Upstream repeats a model once per device that uses it; one unreadable entry must not take the others down."""
+async def _read_registration(answer: pb.MapperRegisterResponse, *, stock: bool) -> Registration:
+    """Upstream repeats a model once per device that uses it; one unreadable entry must not take the others down. The
+    loop has its turn between slices of devices.
+    """
     refused: list[str] = []
     models: dict[ModelId, DeviceModel] = {}
     devices: dict[DeviceId, Device] = {}
@@ -174,7 +187,9 @@ def _read_registration(answer: pb.MapperRegisterResponse, *, stock: bool) -> Reg
             refused.append(f"model {message.namespace}/{message.name}: {error}")
         else:
             models[model.id] = model
-    for entry in answer.deviceList:
+    for number, entry in enumerate(answer.deviceList, start=1):
+        if number % _SLICE == 0:
+            await asyncio.sleep(0)
         try:
             device = device_from_pb(entry)
         except ConfigError as error:

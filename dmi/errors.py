@@ -10,7 +10,9 @@ __all__ = [
     "ConfigError",
     "ConversionError",
     "DmiError",
+    "Overloaded",
     "PeerRefused",
+    "PeerTimeout",
     "PeerUnavailable",
     "UnknownDevice",
     "UnknownModel",
@@ -52,6 +54,14 @@ class UnknownProperty(DmiError):
 
 class PeerUnavailable(DmiError):
     """The other end could not be reached, or did not answer before the deadline."""
+
+
+class PeerTimeout(PeerUnavailable):
+    """It is connected and did not answer before the deadline: it may have done what it was asked, or may do it yet."""
+
+
+class Overloaded(DmiError):
+    """More calls than are taken at the moment; nothing was done, and the same call may work in a moment."""
 
 
 class PeerRefused(DmiError):

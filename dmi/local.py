@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from msgspec.structs import replace
 
-from dmi.errors import ConfigError, DmiError, PeerUnavailable
+from dmi.errors import ConfigError, DmiError, PeerTimeout, PeerUnavailable
 from dmi.ports import LOCAL, EdgeCoreHandlers, EdgeCorePort, MapperHandlers, MapperInfo, MapperPort, Registration
 from dmi.rpc import CALL_TIMEOUT_S, refusal
 from dmi.twins import Twin
@@ -128,7 +128,7 @@ class _Place(Generic[H]):
             raise refusal(error, self._name) from error
         except Exception as error:
             if isinstance(error, TimeoutError) and deadline.expired():
-                raise PeerUnavailable(f"{self._name}: no answer within {timeout_s:g} s") from error
+                raise PeerTimeout(f"{self._name}: no answer within {timeout_s:g} s") from error
             logger.exception("%s failed", what)
             raise refusal(error, f"{self._name}: {what}") from error
         finally:
@@ -189,6 +189,11 @@ class _LocalMapper:
 
     async def remove_model(self, model: ModelId, /) -> None:
         await self._place.call(lambda mapper: mapper.remove_model(model), f"removal of model {model}", self._timeout_s)
+
+    async def ping(self, _timeout_s: float, /) -> None:
+        """It runs in our own loop: it answers if it is there."""
+        if not self._place.here.is_set():
+            raise PeerUnavailable("the mapper has ended")
 
     async def wait_ready(self) -> None:
         await self._place.here.wait()

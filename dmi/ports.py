@@ -1,8 +1,8 @@
 """The two ports of DMI: what a mapper asks of its edge core, and an edge core of a mapper; and who serves each.
 
 A port is the calling side. `dmi.client` has both over unix sockets, `dmi.local` both inside one process. Every call
-raises `PeerUnavailable` when the other end is not there or does not answer in time, and `PeerRefused` with its words
-when it answers with an error; calls to a mapper may be repeated.
+raises `PeerUnavailable` when the other end is not there, its subclass `PeerTimeout` when it does not answer in time,
+and `PeerRefused` with its words when it answers with an error; calls to a mapper may be repeated.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class MapperInfo(Struct, frozen=True):
     version: str = ""
     api_version: str = "v1.0.0"
     state: str = "ok"
+    patience_s: float = 10.0
+    """How long it waits for the answer to its registration. Stock Go mappers: 1 s."""
 
 
 class Registration(Struct, frozen=True):
@@ -53,6 +55,8 @@ class Registration(Struct, frozen=True):
     stock: bool = False
     """The edge core is KubeEdge's own, or as touchy: one call a second from its whole node, and values of a narrow
     alphabet only (DMI contract 0.1, rules 7 and 10)."""
+    encoded: tuple[bytes, ...] = ()
+    """`devices` as they go over a socket, where whoever made the answer has them already."""
 
 
 class _Port(Protocol):
@@ -91,6 +95,9 @@ class MapperPort(_Port, Protocol):
     async def update_model(self, model: DeviceModel, /) -> None: ...
 
     async def remove_model(self, model: ModelId, /) -> None: ...
+
+    async def ping(self, timeout_s: float, /) -> None:
+        """Return when the mapper answers, whatever it says. It concerns none of its devices."""
 
     async def close(self) -> None: ...
 

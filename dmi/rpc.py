@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -14,7 +16,9 @@ from dmi.errors import (
     ConfigError,
     ConversionError,
     DmiError,
+    Overloaded,
     PeerRefused,
+    PeerTimeout,
     PeerUnavailable,
     UnknownDevice,
     UnknownModel,
@@ -31,6 +35,7 @@ __all__ = [
     "open_channel",
     "refusal",
     "rpc_errors",
+    "unix_target",
 ]
 
 CALL_TIMEOUT_S: Final = 10.0
@@ -57,12 +62,11 @@ _CODES: Final[dict[type[Exception], grpc.StatusCode]] = {
     UnknownProperty: grpc.StatusCode.NOT_FOUND,
     PeerUnavailable: grpc.StatusCode.UNAVAILABLE,
     PeerRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DmiError: grpc.StatusCode.INTERNAL,
 }
 
-_UNREACHED: Final = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-)
+_UNREACHED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 def code_for(error: Exception) -> grpc.StatusCode:
@@ -85,9 +89,16 @@ def rpc_errors(peer: str) -> Iterator[None]:
 
 
 def _peer_error(code: grpc.StatusCode, details: str, peer: str) -> PeerUnavailable | PeerRefused:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return PeerTimeout(f"{peer}: {details}")
     if code in _UNREACHED:
         return PeerUnavailable(f"{peer}: {details}")
     return PeerRefused(code.name, f"{peer}: {details}")
+
+
+def unix_target(socket_path: str | Path) -> str:
+    """gRPC reads a URI, in which a path may have no `%`, `#` or `?` of its own."""
+    return f"unix:{quote(os.fspath(Path(socket_path).absolute()))}"
 
 
 def open_channel(socket_path: str | Path) -> grpc.aio.Channel:
@@ -95,7 +106,7 @@ def open_channel(socket_path: str | Path) -> grpc.aio.Channel:
     of up to two minutes would leave a restarted peer alone for that long.
     """
     return grpc.aio.insecure_channel(
-        f"unix:{Path(socket_path).absolute()}",
+        unix_target(socket_path),
         options=(
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),

@@ -6,11 +6,13 @@ a handler is answered with its status code and text; any other is logged and ans
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Never, TypeVar
 
@@ -24,9 +26,9 @@ from dmi._pb.api_pb2_grpc import (
     add_DeviceManagerServiceServicer_to_server,
     add_DeviceMapperServiceServicer_to_server,
 )
-from dmi.errors import ConfigError, DmiError, UnknownDevice
-from dmi.ports import LOCAL, EdgeCoreHandlers, MapperHandlers, MapperInfo
-from dmi.rpc import EDGECORE_KEY, MAX_MESSAGE_BYTES, REASON_KEY, code_for
+from dmi.errors import ConfigError, DmiError, Overloaded, UnknownDevice
+from dmi.ports import LOCAL, EdgeCoreHandlers, MapperHandlers, MapperInfo, Registration
+from dmi.rpc import CALL_TIMEOUT_S, EDGECORE_KEY, MAX_MESSAGE_BYTES, REASON_KEY, code_for, unix_target
 from dmi.types import DeviceId, ModelId, device_id
 from dmi.wire import device_from_pb, device_to_pb, model_from_pb, model_to_pb, twin_to_pb, twins_from_pb
 
@@ -38,6 +40,14 @@ _Response = TypeVar("_Response")
 
 SOCKET_MODE: Final = 0o660
 _STOP_GRACE_S: Final = 1.0
+STREAMS: Final = 512
+"""Calls under way on one connection; most of what is more waits at the caller. Ours make 32, Go mappers one."""
+MAX_NAME_BYTES: Final = 253
+MAX_PATH_BYTES: Final = 107
+"""What the address of a unix socket holds."""
+_SLICE: Final = 64
+"""Devices of an answer that are put into it at once: a few milliseconds."""
+_LOG_EVERY_S: Final = 1.0
 
 
 @contextlib.asynccontextmanager
@@ -46,10 +56,13 @@ async def serve_edgecore(
     socket_path: str | Path,
     *,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    malformed: Callable[[str], None] = lambda _rpc: None,
 ) -> AsyncIterator[Path]:
-    """Serve mappers on a unix socket while the block runs. `interceptors` see every call as it is on the wire."""
+    """Serve mappers on a unix socket while the block runs. `interceptors` see every call as it is on the wire,
+    `malformed` is told the names of those that cannot be read.
+    """
     server = _new_server(interceptors)
-    add_DeviceManagerServiceServicer_to_server(_ManagerServicer(handlers), server)
+    add_DeviceManagerServiceServicer_to_server(_ManagerServicer(handlers, malformed), server)
     async with _listen(server, Path(socket_path)) as path:
         yield path
 
@@ -89,6 +102,7 @@ def _new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc
         interceptors=interceptors,
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_concurrent_streams", STREAMS),
             ("grpc.so_reuseport", 0),
         ),
     )
@@ -102,11 +116,11 @@ async def _listen(server: grpc.aio.Server, path: Path) -> AsyncIterator[Path]:
     path = path.absolute()
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    if len(os.fsencode(hidden)) > 107:
+    if len(os.fsencode(hidden)) > MAX_PATH_BYTES:
         raise ConfigError(
             str(path), "the path is too long for a unix socket (about 100 bytes): choose a shorter directory"
         )
-    server.add_insecure_port(f"unix:{hidden}")
+    server.add_insecure_port(unix_target(hidden))
     await server.start()
     try:
         hidden.chmod(SOCKET_MODE)
@@ -132,8 +146,29 @@ async def _answer(call: Awaitable[_Response], context: Any, what: str) -> _Respo
         raise AssertionError("abort raises") from error
 
 
+class _Complaints:
+    """One line a second about refused calls: a caller that does not stop must not fill the disk."""
+
+    def __init__(self) -> None:
+        self._next_at = 0.0
+        self._unsaid = 0
+
+    def note(self, what: str, error: DmiError) -> None:
+        if isinstance(error, Overloaded):
+            return  # whoever limits it says so
+        if (now := time.monotonic()) < self._next_at:
+            self._unsaid += 1
+            return
+        more = f" (and {self._unsaid} other calls)" if self._unsaid else ""
+        self._next_at, self._unsaid = now + _LOG_EVERY_S, 0
+        logger.warning("%s refused: %s%s", what, error, more)
+
+
+_complaints: Final = _Complaints()
+
+
 async def _refuse(error: DmiError, context: Any, what: str) -> Never:
-    logger.warning("%s refused: %s", what, error)
+    _complaints.note(what, error)
     await context.abort(code_for(error), str(error))
     raise AssertionError("abort raises")
 
@@ -145,45 +180,30 @@ def _id_of(namespace: str, name: str) -> DeviceId:
 
 
 class _ManagerServicer(DeviceManagerServiceServicer):
-    def __init__(self, handlers: EdgeCoreHandlers) -> None:
+    def __init__(self, handlers: EdgeCoreHandlers, malformed: Callable[[str], None]) -> None:
         self._handlers = handlers
+        self._malformed = malformed
 
     async def MapperRegister(self, request: pb.MapperRegisterRequest, context: Any) -> pb.MapperRegisterResponse:  # noqa: N802
         async def call() -> pb.MapperRegisterResponse:
-            mapper = request.mapper
-            if not mapper.name or not mapper.protocol:
-                raise ConfigError("mapper", f"name {mapper.name!r} and protocol {mapper.protocol!r} must both be given")
-            try:
-                address = mapper.address.decode()
-            except UnicodeDecodeError as error:
-                raise ConfigError("mapper.address", f"not UTF-8: {error}") from error
-            if address.startswith(LOCAL):
-                raise ConfigError("mapper.address", f"{address!r} is not the path of a socket")
-            info = MapperInfo(
-                name=mapper.name,
-                protocol=mapper.protocol,
-                address=address,
-                version=mapper.version,
-                api_version=mapper.api_version,
-                state=mapper.state,
-            )
+            with self._reading("MapperRegister"):
+                info = _mapper_from_pb(request.mapper, context.time_remaining())
             answer = await self._handlers.register_mapper(info, with_data=request.withData)
             if not answer.stock:
                 await context.send_initial_metadata(((EDGECORE_KEY, "1"),))
-            return pb.MapperRegisterResponse(
-                modelList=[model_to_pb(m) for m in answer.models], deviceList=[device_to_pb(d) for d in answer.devices]
-            )
+            return await _registration_to_pb(answer)
 
-        return await _answer(call(), context, f"MapperRegister of {request.mapper.name!r}")
+        return await _answer(call(), context, f"MapperRegister of {request.mapper.name[:MAX_NAME_BYTES]!r}")
 
     async def ReportDeviceStatus(  # noqa: N802
         self, request: pb.ReportDeviceStatusRequest, context: Any
     ) -> pb.ReportDeviceStatusResponse:
         async def call() -> pb.ReportDeviceStatusResponse:
-            device = _id_of(request.deviceNamespace, request.deviceName)
-            twins = twins_from_pb(request.reportedDevice.twins)
-            if not twins:
-                raise ConfigError("reportedDevice.twins", "is empty")
+            with self._reading("ReportDeviceStatus"):
+                device = _id_of(request.deviceNamespace, request.deviceName)
+                twins = twins_from_pb(request.reportedDevice.twins)
+                if not twins:
+                    raise ConfigError("reportedDevice.twins", "is empty")
             await self._handlers.accept_twins(device, twins)
             return pb.ReportDeviceStatusResponse()
 
@@ -193,12 +213,58 @@ class _ManagerServicer(DeviceManagerServiceServicer):
         self, request: pb.ReportDeviceStatesRequest, context: Any
     ) -> pb.ReportDeviceStatesResponse:
         async def call() -> pb.ReportDeviceStatesResponse:
-            device = _id_of(request.deviceNamespace, request.deviceName)
+            with self._reading("ReportDeviceStates"):
+                device = _id_of(request.deviceNamespace, request.deviceName)
             reason = next((v for k, v in context.invocation_metadata() or () if k == REASON_KEY), b"")
             await self._handlers.accept_state(device, request.state, bytes(reason).decode(errors="replace"))
             return pb.ReportDeviceStatesResponse()
 
         return await _answer(call(), context, f"ReportDeviceStates of {request.deviceNamespace}/{request.deviceName}")
+
+    @contextlib.contextmanager
+    def _reading(self, rpc: str) -> Iterator[None]:
+        try:
+            yield
+        except DmiError:
+            self._malformed(rpc)
+            raise
+
+
+def _mapper_from_pb(mapper: pb.MapperInfo, patience_s: float | None) -> MapperInfo:
+    if not mapper.name or not mapper.protocol:
+        raise ConfigError("mapper", f"name {mapper.name!r} and protocol {mapper.protocol!r} must both be given")
+    for key in ("name", "protocol", "version", "api_version", "state"):
+        if len(getattr(mapper, key).encode()) > MAX_NAME_BYTES:
+            raise ConfigError(f"mapper.{key}", f"is longer than {MAX_NAME_BYTES} bytes")
+    try:
+        address = mapper.address.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError("mapper.address", f"not UTF-8: {error}") from error
+    if address.startswith(LOCAL):
+        raise ConfigError("mapper.address", f"{address!r} is not the path of a socket")
+    if len(mapper.address) > MAX_PATH_BYTES or "\0" in address:
+        raise ConfigError("mapper.address", f"a path of {len(mapper.address)} bytes is not that of a unix socket")
+    return MapperInfo(
+        name=mapper.name,
+        protocol=mapper.protocol,
+        address=address,
+        version=mapper.version,
+        api_version=mapper.api_version,
+        state=mapper.state,
+        patience_s=CALL_TIMEOUT_S if patience_s is None else min(patience_s, CALL_TIMEOUT_S),
+    )
+
+
+async def _registration_to_pb(answer: Registration) -> pb.MapperRegisterResponse:
+    response = pb.MapperRegisterResponse(modelList=[model_to_pb(m) for m in answer.models])
+    if answer.encoded:
+        for number, encoded in enumerate(answer.encoded, start=1):
+            response.deviceList.add().MergeFromString(encoded)
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+    else:
+        response.deviceList.extend(device_to_pb(d) for d in answer.devices)
+    return response
 
 
 class _MapperServicer(DeviceMapperServiceServicer):

@@ -8,18 +8,26 @@ import gc
 import logging
 import signal
 import sys
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmi import ConfigError, NodeName
 from dmi.local import LocalDmi
 from dmi.loop import run_to_end
 from edgecore.bus import Bus
-from edgecore.config import EdgeCoreConfig, socket_path
+from edgecore.config import EdgeCoreConfig, api_socket_path, socket_path
 from edgecore.devicetwin import DeviceTwin
 from edgecore.edgehub import EdgeHub
 from edgecore.embedded import EmbeddedMappers, Prepared
+from edgecore.localapi import Answers, Sources, serve_api
 from edgecore.metamanager import MetaManager
-from edgecore.store import StoreError, open_database
+from edgecore.metrics import Metrics
+from edgecore.store import Database, StoreError, open_database
+
+if TYPE_CHECKING:
+    from edgecore.eventbus import EventBus
+    from edgecore.history import History
 
 __all__ = ["run", "serve"]
 
@@ -35,14 +43,45 @@ async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None, mapp
     """
     ready = ready or asyncio.Event()
     node = NodeName(config.node)
-    bus, local = Bus(), LocalDmi()
-    async with open_database(Path(config.database.data_source)) as database:
+    bus, local, metrics, modules = Bus(), LocalDmi(), Metrics(), config.modules
+    async with contextlib.AsyncExitStack() as around:
+        database = await around.enter_async_context(open_database(Path(config.database.data_source), metrics=metrics))
         meta = MetaManager(database, bus)
-        twin = DeviceTwin(database, bus, node=node, socket=socket_path(config.modules.device_twin), local=local)
-        hub = EdgeHub(config.modules.edge_hub, node=node, bus=bus)
+        twin = DeviceTwin(
+            database,
+            bus,
+            node=node,
+            socket=socket_path(modules.device_twin),
+            local=local,
+            config=modules.device_twin,
+            metrics=metrics,
+        )
+        hub = EdgeHub(modules.edge_hub, node=node, bus=bus)
+        history = None
+        if modules.device_twin.history.enable:
+            history = await around.enter_async_context(_open_history(config, bus, database, metrics))
+        events = _make_event_bus(config, bus, database, metrics) if modules.event_bus.enable else None
+        metrics.gauge(
+            "kubetwin_edgecore_cloud_connected",
+            "1 while the channel to the cloud is up.",
+            read=lambda: {(): float(hub.link.connected)},
+        )
+        sources = Sources(
+            facts=twin.facts(cloud=lambda: hub.link, mqtt_trouble=lambda: events.trouble if events else ""),
+            database=database,
+            metrics=metrics,
+            served=ready,
+            history=history,
+        )
+        answers = Answers(sources, bus)
+        if modules.local_api.enable:
+            await around.enter_async_context(serve_api(sources, api_socket_path(modules)))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(twin.run(ready), name="devicetwin")
             tasks.create_task(meta.run(), name="metamanager")
+            tasks.create_task(answers.run(), name="answers to the cloud")
+            if events is not None:
+                tasks.create_task(events.run(), name="eventbus")
             await ready.wait()
             gc.collect()
             gc.freeze()  # what is here now stays; no need to look at it again and again
@@ -50,6 +89,22 @@ async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None, mapp
             if mappers is not None:
                 # Not a task of the group: cancelled here, they end before what they report to does.
                 await EmbeddedMappers(mappers, local).run()
+
+
+def _open_history(
+    config: EdgeCoreConfig, bus: Bus, database: Database, metrics: Metrics
+) -> AbstractAsyncContextManager[History]:
+    from edgecore.history import open_history  # not in memory where it is off
+
+    settings = config.modules.device_twin.history
+    path = Path(settings.data_source or Path(config.database.data_source).with_name("history.db"))
+    return open_history(settings, path, bus=bus, database=database, metrics=metrics)
+
+
+def _make_event_bus(config: EdgeCoreConfig, bus: Bus, database: Database, metrics: Metrics) -> EventBus:
+    from edgecore.eventbus import EventBus  # off by default, and an MQTT client is not small
+
+    return EventBus(config.modules.event_bus, bus, node=config.node, database=database, metrics=metrics)
 
 
 def run(config: EdgeCoreConfig, mappers: Prepared | None = None) -> None:

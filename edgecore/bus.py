@@ -18,6 +18,7 @@ from dmi import DeviceId, Twin
 __all__ = [
     "Bus",
     "CloudConnected",
+    "CloudLink",
     "CloudLost",
     "Confirmed",
     "MqttIn",
@@ -28,6 +29,7 @@ __all__ = [
     "TwinMessage",
     "TwinsReported",
     "Upstream",
+    "UserMessage",
 ]
 
 
@@ -41,6 +43,17 @@ class CloudLost(Struct, frozen=True):
     """The channel is gone. What was not confirmed may or may not have arrived."""
 
 
+class CloudLink(Struct, frozen=True):
+    """How the channel is at this moment; asked, not told."""
+
+    url: str
+    connected: bool = False
+    since_ms: int = 0
+    """Since when it is up, or is not: epoch milliseconds."""
+    trouble: str = ""
+    """Why it is not, and what to do; empty while it is, or before the first try ended."""
+
+
 class ObjectMessage(Struct, frozen=True):
     """From the cloud, unasked: a Kubernetes object to store (group `resource`, no parent)."""
 
@@ -49,6 +62,12 @@ class ObjectMessage(Struct, frozen=True):
 
 class TwinMessage(Struct, frozen=True):
     """From the cloud, unasked: about membership (group `twin`, no parent)."""
+
+    message: Message
+
+
+class UserMessage(Struct, frozen=True):
+    """From the cloud's router, for local apps (group `user`, no parent)."""
 
     message: Message
 
@@ -100,7 +119,7 @@ class MqttOut(Struct, frozen=True):
     topic: str
     payload: bytes
     latest: bool = False
-    """Of several that wait under one topic only the newest counts (documents, deltas), while an answer to an app must
+    """Of several that wait under one topic only the newest counts (deltas: they say all), while an answer to an app must
     not be left out for a later one."""
 
 

@@ -98,8 +98,8 @@ class HistoryConfig(Struct, frozen=True, rename="camel"):
     """Seconds."""
     max_values: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     """Of one property."""
-    max_bytes: Annotated[int, Meta(ge=64 * 1024)] = 64 * 1024 * 1024
-    """Of the file."""
+    max_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 64 * 1024 * 1024
+    """Of the file with its log; a value of more than a sixteenth of it is not kept."""
 
 
 class DeviceTwinConfig(Struct, frozen=True, rename="camel"):

@@ -13,7 +13,8 @@ import yaml
 
 from dmi import ConfigError
 from dmi.settings import load_settings
-from edgecore.config import API_VERSION, KIND, EdgeCoreConfig
+from edgecore.config import API_VERSION, KIND, EdgeCoreConfig, api_socket_path, socket_path
+from edgecore.eventbus.settings import check_event_bus
 
 __all__ = ["load_config", "to_yaml"]
 
@@ -71,6 +72,14 @@ def _check(config: EdgeCoreConfig, where: str) -> None:
         raise ConfigError(
             f"{where}: modules.edgeHub.websocket.server", f"{hub.websocket.server!r} is not of the form host:port"
         )
+    check_event_bus(config.modules.event_bus, f"{where}: modules.eventBus")
+    history, local_api = config.modules.device_twin.history, config.modules.local_api
+    if history.enable and history.data_source and Path(history.data_source) == Path(config.database.data_source):
+        raise ConfigError(
+            f"{where}: modules.deviceTwin.history.dataSource", "the database is there: choose another file"
+        )
+    if local_api.enable and api_socket_path(config.modules) == socket_path(config.modules.device_twin):
+        raise ConfigError(f"{where}: modules.localApi.socket", "mappers are served there: choose another file")
     node = config.node
     if not node or "/" in node or node != node.strip():
         raise ConfigError(f"{where}: modules.edged.hostnameOverride", f"{node!r} is no node name")

@@ -67,6 +67,17 @@ main.add_command(mapper)
 main.add_command(simulate)
 
 
+@main.command(
+    short_help="Name the first broken step between a device and kubectl.",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def why(words: tuple[str, ...]) -> None:
+    """As `kubectl twin why`: see there. What it loads, an edge box need not have for the other commands."""
+    needs("kubetwin.why.command", "cloud").why.main(words, prog_name="kubetwin why")
+
+
 @main.command(short_help="Print the CustomResourceDefinitions.")
 def crds() -> None:
     """Print the CustomResourceDefinitions, for kubectl apply -f -."""

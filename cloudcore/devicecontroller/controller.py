@@ -12,22 +12,28 @@ from msgspec import Struct
 
 from cloudcore.devicecontroller.declarations import Declarations
 from cloudcore.devicecontroller.downstream import Downstream
+from cloudcore.devicecontroller.events import EventRecorder, EventSettings, transitions
 from cloudcore.devicecontroller.index import DeviceIndex
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES, node_name
 from cloudcore.devicecontroller.known import Known, lag_s, merge_state, merge_twins
 from cloudcore.devicecontroller.links import GRACE_S, Links, NodeLink
 from cloudcore.devicecontroller.messages import report_ok
+from cloudcore.devicecontroller.mirror import Mirror
+from cloudcore.devicecontroller.queries import Queries, QuerySettings
 from cloudcore.devicecontroller.reports import read_state_report, read_twin_report
+from cloudcore.devicecontroller.shown import Shown
 from cloudcore.devicecontroller.statuses import PATCH_INTERVAL_S, StatusWriter
 from cloudcore.kube import Informer, Key, KubeClient, Object, identity, spec_of
 from cloudedge import MalformedMessage, Message
 from cloudedge.message import now_ms
+from cloudedge.queries import query_device
 from cloudedge.resources import MEMBERSHIP_DETAIL, DeviceReport, device_report
 
 __all__ = ["ControllerSettings", "DeviceController"]
 
 logger = logging.getLogger(__name__)
 
+MIRROR_WRITERS: Final = 8
 MAX_EARLY: Final = 10_000
 MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
 """Reports kept while the caches fill. The oldest beyond is dropped unconfirmed, so it is sent again."""
@@ -46,6 +52,10 @@ class ControllerSettings(Struct, frozen=True):
     """Least time between two PATCHes of one device."""
     grace_s: float = GRACE_S
     """How long a node may be away before its devices' state is unknown."""
+    mirror_twins: bool = False
+    """Whether `Device.status` shows twins and state too, as before KubeEdge 1.23."""
+    events: EventSettings = EventSettings()
+    queries: QuerySettings = QuerySettings()
 
 
 class DeviceController:
@@ -69,8 +79,12 @@ class DeviceController:
             self.devices.get,
             self._declarations,
             self._links,
+            tell=self._status_written,
             interval_s=settings.patch_interval_s,
         )
+        self.events = EventRecorder(client, settings.events)
+        self.queries = Queries(client, self.devices.get, self.statuses, self._links, settings=settings.queries)
+        self.mirror = Mirror(client, self.devices, self.statuses, wanted=settings.mirror_twins)
         self._reports_welcome = False
         self._early: deque[tuple[NodeLink, Message, DeviceReport]] = deque()
         self._early_bytes = 0
@@ -91,9 +105,16 @@ class DeviceController:
                 await self.statuses.synced.wait()
                 for number in range(self._settings.writers):
                     group.create_task(self.writer.work(), name=f"write statuses {number}")
+                for number in range(MIRROR_WRITERS):
+                    group.create_task(self.mirror.work(), name=f"mirror statuses {number}")
+                group.create_task(self.events.run(), name="write events")
+                group.create_task(self.queries.run(), name="answer questions")
                 self._take_early()
         finally:
             self.writer.close()
+            self.mirror.close()
+            self.events.close()
+            self.queries.close()
             self._downstream.close()
 
     # Called by the hub.
@@ -111,9 +132,12 @@ class DeviceController:
                 self.writer.note(key, delay_s=self._links.grace_left_s(link.node) + 0.01)
 
     def take(self, link: NodeLink, message: Message, /) -> None:
-        """A message of source `twin`: a report, or the question which devices the node has."""
+        """A message of source `twin`: a report, an answer, or the question which devices the node has."""
         if message.route.resource == MEMBERSHIP_DETAIL:
             self._downstream.request(link, message)
+            return
+        if (asked := query_device(message.route.resource)) is not None:
+            self.queries.take(link, Key(*asked), message)
             return
         report = device_report(message.route.resource)
         if report is None:
@@ -152,7 +176,9 @@ class DeviceController:
     def _merge(self, link: NodeLink, message: Message, report: DeviceReport, key: Key, device: Object) -> None:
         if report.what == "state":
             state = read_state_report(message)
-            self.writer.update(key, device, partial(merge_state, report=state), report_id=message.id, link=link)
+            self.writer.update(
+                key, device, partial(merge_state, report=state, now_ms=now_ms()), report_id=message.id, link=link
+            )
             return
         sides, wrong = read_twin_report(message)
         if wrong:
@@ -185,8 +211,9 @@ class DeviceController:
     # Called by the informers.
 
     def _device_changed(self, key: Key, old: Object | None, new: Object | None) -> None:
+        self.mirror.note(key)
         if old is not None and new is not None and identity(old) == identity(new) and spec_of(old) == spec_of(new):
-            return  # labels, annotations, status: nobody's business here
+            return  # labels, annotations, status: nobody else's business here
         self._index.change(key, old, new)
         self._declarations.forget(key)
         self._downstream.device_changed(key, old, new)
@@ -201,5 +228,13 @@ class DeviceController:
             self.writer.note(user)
         self._downstream.model_changed(users)
 
-    def _status_changed(self, key: Key, _old: Object | None, _new: Object | None) -> None:
+    def _status_changed(self, key: Key, _old: Object | None, new: Object | None) -> None:
         self.writer.note(key)
+        self.mirror.note(key)
+        self.queries.look(key, new)
+
+    # Called by the writer.
+
+    def _status_written(self, key: Key, device: Object, before: Shown, after: Shown) -> None:
+        for told in transitions(before, after):
+            self.events.note(node_name(device), key, device, told)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 from msgspec import Struct
 
-from cloudcore.devicecontroller.kinds import model_key, node_name, property_names
+from cloudcore.devicecontroller.kinds import desired_values, model_key, node_name, property_names
 from cloudcore.kube import Key, Object
 from dmi import ConfigError, Device, DeviceModel, Problem, check_device, device_from_crd, model_from_crd
 
@@ -20,6 +20,8 @@ class Declaration(Struct, frozen=True):
     node: str
     properties: tuple[str, ...]
     units: Mapping[str, str] = {}
+    desired: Mapping[str, str] = {}
+    """Desired values by property, of those that have one."""
     problems: tuple[Problem, ...] = ()
     blocked: str = ""
     """Why the device cannot run at all, in words; empty: it can."""
@@ -29,7 +31,7 @@ class Declaration(Struct, frozen=True):
 
 def examine(key: Key, device: Object, find_model: Callable[[Key], Object | None]) -> Declaration:
     """Look at a Device and its model as they are now. Never raises: what cannot be read is a problem."""
-    declared = Declaration(node=node_name(device), properties=property_names(device))
+    declared = Declaration(node=node_name(device), properties=property_names(device), desired=desired_values(device))
     problems: list[Problem] = []
     if not declared.node:
         problems.append(Problem("NoNode", "spec.nodeName: is empty: name the edge node that reaches the device"))

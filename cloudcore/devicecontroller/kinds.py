@@ -7,7 +7,7 @@ from typing import Final
 from cloudcore.kube import Key, Kind, Object, spec_of
 from dmi.crd import GROUP
 
-__all__ = ["DEVICES", "MODELS", "STATUSES", "model_key", "node_name", "property_names"]
+__all__ = ["DEVICES", "MIRRORED", "MODELS", "STATUSES", "desired_values", "model_key", "node_name", "property_names"]
 
 VERSION: Final = "v1beta1"
 
@@ -15,6 +15,9 @@ DEVICES: Final = Kind(group=GROUP, version=VERSION, plural="devices", kind="Devi
 MODELS: Final = Kind(group=GROUP, version=VERSION, plural="devicemodels", kind="DeviceModel")
 STATUSES: Final = Kind(group=GROUP, version=VERSION, plural="devicestatuses", kind="DeviceStatus")
 
+
+MIRRORED: Final = ("twins", "state", "lastOnlineTime")
+"""Members of a DeviceStatus's status that were in `Device.status` before KubeEdge 1.23, and may be mirrored there."""
 
 # Read from the raw object, so that a device which is wrong elsewhere still belongs to its node and keeps its twins.
 
@@ -39,3 +42,16 @@ def property_names(device: Object) -> tuple[str, ...]:
         return ()
     names = (p.get("name") for p in properties if isinstance(p, dict))
     return tuple(dict.fromkeys(name for name in names if isinstance(name, str) and name))
+
+
+def desired_values(device: Object) -> dict[str, str]:
+    """Desired values by property. An empty one means that nothing is desired, as everywhere upstream."""
+    properties = spec_of(device).get("properties")
+    wanted: dict[str, str] = {}
+    for item in properties if isinstance(properties, list) else []:
+        desired = item.get("desired") if isinstance(item, dict) else None
+        value = desired.get("value") if isinstance(desired, dict) else None
+        name = item.get("name") if isinstance(item, dict) else None
+        if isinstance(name, str) and name and isinstance(value, str) and value:
+            wanted.setdefault(name, value)
+    return wanted

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from cloudedge import Message
+from cloudedge.message import now_ms
 
 __all__ = ["GRACE_S", "Links", "NodeLink"]
 
@@ -27,7 +28,7 @@ class NodeLink(Protocol):
 
 
 class Links:
-    """Times are the event loop's, in seconds."""
+    """Times are the event loop's, in seconds, where they are not said to be epoch milliseconds."""
 
     def __init__(self, clock: Callable[[], float], *, grace_s: float = GRACE_S) -> None:
         self.grace_s = grace_s
@@ -35,11 +36,13 @@ class Links:
         self._started = clock()
         self._links: dict[str, NodeLink] = {}
         self._lost_at: dict[str, float] = {}
+        self._lost_ms: dict[str, int] = {}
 
     def connected(self, link: NodeLink) -> None:
         """A newer link of a node replaces the one before."""
         self._links[link.node] = link
         self._lost_at.pop(link.node, None)
+        self._lost_ms.pop(link.node, None)
 
     def disconnected(self, link: NodeLink) -> bool:
         """Whether the node has no link any more; False when another took over."""
@@ -47,7 +50,15 @@ class Links:
             return False
         del self._links[link.node]
         self._lost_at[link.node] = self._clock()
+        self._lost_ms[link.node] = now_ms()
         return True
+
+    def get(self, node: str) -> NodeLink | None:
+        return self._links.get(node)
+
+    def lost_ms(self, node: str) -> int:
+        """Epoch milliseconds of the loss of an absent node; 0: it has not been here since the start."""
+        return self._lost_ms.get(node, 0)
 
     def grace_left_s(self, node: str) -> float:
         """How long an absent node still counts as connected; 0 when it is, or when its grace is over."""
@@ -55,9 +66,3 @@ class Links:
             return 0.0
         away_since = max(self._started, self._lost_at.get(node, self._started))
         return max(0.0, away_since + self.grace_s - self._clock())
-
-    def trouble(self, node: str) -> str:
-        """Why nothing can come from the node; empty when something can."""
-        if node in self._links or self.grace_left_s(node) > 0:
-            return ""
-        return f'node "{node}" is not connected to CloudHub'

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, Final, Literal
 
+from cloudcore.devicecontroller.kinds import MIRRORED
 from cloudcore.kube import Key, Kind, Object, label, resource_version, spec_of
 from cloudedge import Message, new_message, reply
 from cloudedge.message import now_ms
@@ -29,7 +30,8 @@ def object_message(operation: Operation, kind: Kind, key: Key, obj: Object) -> M
     }
     if kind.kind == "Device":
         content["spec"] = _with_desired(content["spec"])
-        content["status"] = obj.get("status") or {}
+        # What is mirrored there comes from the node.
+        content["status"] = {k: v for k, v in (obj.get("status") or {}).items() if k not in MIRRORED}
     return new_message(
         source=SOURCE,
         group="resource",

@@ -5,63 +5,50 @@ from __future__ import annotations
 from typing import Any, Final
 
 from cloudcore.devicecontroller.declarations import Declaration
-from cloudcore.devicecontroller.known import UNKNOWN, Known
+from cloudcore.devicecontroller.known import DELETED, Known, has_value
+from cloudcore.devicecontroller.shown import LIVE, Shown, read_shown
 from cloudcore.kube import Key, Object, identity
 from dmi import Desired, Problem, Reported, Twin
 from dmi.crd import API_VERSION
 
-__all__ = ["device_status", "owner_uid", "render", "status_patch", "summary"]
+__all__ = ["device_status", "is_lazy", "owner_uid", "render", "status_patch", "summary"]
 
 SUMMARY_CHARACTERS: Final = 200
 _VALUE_CHARACTERS: Final = 60
-_EXTENSIONS: Final = ("summary", "reason", "problems")
+_EXTENSIONS: Final = ("summary", "reason", "since", "conditions", "problems")
 
 
-def render(known: Known, declared: Declaration, *, node_trouble: str = "") -> Object:
-    """The whole status. `node_trouble`: why the device's node cannot report; empty when it can."""
-    state, reason = _state(known, declared, node_trouble)
+def render(known: Known, declared: Declaration, shown: Shown) -> Object:
+    """The whole status: what is known as it is, state and conditions as `shown` has them."""
     return {
-        "twins": [
-            _twin(twin)
-            for name in declared.properties
-            if (twin := known.twins.get(name)) is not None and twin != Twin(name)
-        ],
-        "state": state,
+        "twins": [_twin(twin) for name in declared.properties if has_value(twin := known.twins.get(name))],
+        "state": shown.state,
         "lastOnlineTime": known.last_online,
         "extensions": {
-            "summary": summary(known, declared),
-            "reason": reason,
+            "summary": summary(known, declared, is_live=shown.state in LIVE),
+            "reason": shown.reason,
+            "since": shown.since,
+            "conditions": [condition.rendered() for condition in shown.conditions.values()],
             "problems": [_problem(problem) for problem in declared.problems],
         },
     }
 
 
-def _state(known: Known, declared: Declaration, node_trouble: str) -> tuple[str, str]:
-    if trouble := declared.blocked or node_trouble:
-        return UNKNOWN, trouble
-    if not known.state:
-        return UNKNOWN, "no state reported yet" if known.twins else "nothing reported yet"
-    return known.state, known.reason or _first(declared.problems)
+def summary(known: Known, declared: Declaration, *, is_live: bool = True) -> str:
+    """One line for people, such as `temperature=21.5 Celsius, valve=open`.
 
-
-def _first(problems: tuple[Problem, ...]) -> str:
-    if not problems:
-        return ""
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return problems[0].message + more
-
-
-def summary(known: Known, declared: Declaration) -> str:
-    """One line for people, such as `temperature=21.5 Celsius, valve=open`."""
+    Values of a device that is not live are `stale`, whatever their quality was when they were collected.
+    """
     parts = []
     for name in declared.properties:
         twin = known.twins.get(name)
-        if twin is None or twin.reported == Reported():
+        if twin is None or twin.reported == Reported() or twin.reported.type == DELETED:
             continue
         value = _one_line(twin.reported.value) or "?"
         unit = declared.units.get(name, "")
-        quality = "" if twin.reported.quality == "good" else f" ({twin.reported.quality})"
-        parts.append(f"{name}={value}{' ' + unit if unit else ''}{quality}")
+        quality = "stale" if twin.reported.quality == "good" and not is_live else twin.reported.quality
+        mark = "" if quality == "good" else f" ({quality})"
+        parts.append(f"{name}={value}{' ' + unit if unit else ''}{mark}")
     line = ", ".join(parts)
     return line if len(line) <= SUMMARY_CHARACTERS else line[: SUMMARY_CHARACTERS - 1] + "…"
 
@@ -81,6 +68,8 @@ def _twin(twin: Twin) -> Object:
 
 
 def _side(side: Reported | Desired) -> Object:
+    if side.type == DELETED:
+        return {"value": ""}
     metadata = {k: v for k, v in side.metadata().items() if v and (k, v) != ("quality", "good")}
     return {"value": side.value, "metadata": metadata} if metadata else {"value": side.value}
 
@@ -104,6 +93,27 @@ def status_patch(current: object, wanted: Object) -> Object:
     if nested:
         patch["extensions"] = nested
     return {"status": patch} if patch else {}
+
+
+def is_lazy(patch: Object, current: object) -> bool:
+    """Whether a patch can wait for another to travel with: nothing but a new `lastOnlineTime`, another `InSync`, or a
+    node that has connected.
+
+    Twins, or a state, are about to be reported then; a patch before them would delay them.
+    """
+    status = patch["status"]
+    if not status.keys() <= {"lastOnlineTime", "extensions"}:
+        return False
+    extensions = status.get("extensions")
+    if extensions is None:
+        return True
+    if extensions.keys() != {"conditions"}:
+        return False
+    before, after = read_shown(current).conditions, read_shown(status).conditions
+    changed = {name for name in after if before.get(name) != after[name]}
+    return before.keys() == after.keys() and (
+        changed <= {"InSync"} or (changed <= {"InSync", "NodeConnected"} and after["NodeConnected"].status == "True")
+    )
 
 
 def _difference(current: Object, wanted: Object, keys: tuple[str, ...]) -> Object:

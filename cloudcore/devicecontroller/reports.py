@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cloudedge import MalformedMessage, Message
+from cloudedge.message import now_ms
 from dmi import Desired, Reported
 
 __all__ = ["Sides", "StateReport", "read_state_report", "read_twin_report"]
@@ -23,6 +24,9 @@ MAX_VALUE_CHARACTERS: Final = 64 * 1024
 class Sides(Struct, frozen=True):
     """What a report says of one property; None: nothing of that side."""
 
+    deleted_ms: int = 0
+    """Epoch milliseconds when the property was deleted at the edge; 0: it was not."""
+
     reported: Reported | None = None
     desired: Desired | None = None
 
@@ -32,6 +36,8 @@ class StateReport(Struct, frozen=True):
     last_online: str = ""
     """RFC 3339; empty: as before."""
     reason: str = ""
+    since_ms: int = 0
+    """Epoch milliseconds; 0: the edge core does not say since when."""
 
 
 class _Side(Struct):
@@ -47,12 +53,14 @@ class _Twin(Struct):
 
 class _TwinContent(Struct):
     twin: dict[str, Raw]
+    timestamp: Any = None
 
 
 class _Device(Struct, rename="camel"):
     state: str | None = None
     last_online_time: str | None = None
     reason: str | None = None
+    since: Any = None
 
 
 class _StateContent(Struct):
@@ -67,7 +75,8 @@ def read_twin_report(message: Message) -> tuple[dict[str, Sides], list[str]]:
     """
     sides: dict[str, Sides] = {}
     wrong: list[str] = []
-    for name, raw in message.data(_TwinContent).twin.items():
+    content = message.data(_TwinContent)
+    for name, raw in content.twin.items():
         try:
             twin = msgspec.json.decode(raw, type=_Twin | None)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -76,6 +85,9 @@ def read_twin_report(message: Message) -> tuple[dict[str, Sides], list[str]]:
         if twin is None:
             continue
         type_ = (twin.metadata or {}).get("type")
+        if type_ == "deleted":
+            sides[name] = Sides(deleted_ms=_deleted_ms(twin, content.timestamp) or now_ms())
+            continue
         too_long = [s for s in (twin.actual, twin.expected) if s and len(s.value or "") > MAX_VALUE_CHARACTERS]
         if too_long:
             wrong.append(f"property {name[:128]!r}: the value is longer than {MAX_VALUE_CHARACTERS} characters")
@@ -94,13 +106,28 @@ def read_state_report(message: Message) -> StateReport:
     if not device.state:
         raise MalformedMessage(f"content of {message.describe()}: device.state is empty")
     return StateReport(
-        state=device.state[:64], last_online=(device.last_online_time or "")[:64], reason=(device.reason or "")[:1024]
+        state=device.state[:64],
+        last_online=(device.last_online_time or "")[:64],
+        reason=(device.reason or "")[:1024],
+        since_ms=millis(device.since),
     )
 
 
 def _side(side: _Side | None, type_: object, cls: type[Any]) -> Any:
-    """A deleted twin has null values; its last ones stay until the Device loses the property, as upstream."""
     if side is None or side.value is None:
         return None
     metadata: Mapping[str, Any] = {**(side.metadata or {}), "type": type_}
     return cls.from_metadata(side.value, metadata)
+
+
+def _deleted_ms(twin: _Twin, sent: object) -> int:
+    """When a property was deleted: a time on its sides, else the message's."""
+    times = [
+        millis((side.metadata or {}).get("timestamp")) for side in (twin.actual, twin.expected) if side is not None
+    ]
+    return max(times, default=0) or millis(sent)
+
+
+def millis(value: object) -> int:
+    """Epoch milliseconds of the years 1970 to 9999; 0 for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 253_402_300_800_000 else 0

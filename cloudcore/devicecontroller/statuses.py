@@ -16,12 +16,14 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from cloudcore.devicecontroller.conditions import NodeView, appearance, assumed_link
 from cloudcore.devicecontroller.declarations import Declarations
 from cloudcore.devicecontroller.kinds import STATUSES, node_name
 from cloudcore.devicecontroller.known import Known, forget_state, from_status, prune
 from cloudcore.devicecontroller.links import Links, NodeLink
 from cloudcore.devicecontroller.messages import report_ok
-from cloudcore.devicecontroller.render import device_status, owner_uid, render, status_patch
+from cloudcore.devicecontroller.render import device_status, is_lazy, owner_uid, render, status_patch
+from cloudcore.devicecontroller.shown import Shown, read_shown
 from cloudcore.kube import (
     AlreadyExists,
     Informer,
@@ -35,6 +37,7 @@ from cloudcore.kube import (
     Unavailable,
     identity,
 )
+from cloudedge.message import now_ms
 
 __all__ = ["StatusWriter"]
 
@@ -49,7 +52,7 @@ for good after any delay, because nothing would ever be faster than the reports.
 PATCH_GAP: Final = 0.75
 """The least between two PATCHes of a device, in intervals."""
 LAZY: Final = 5.0
-"""How long a new `lastOnlineTime` alone waits for something to travel with, in intervals: twins say more."""
+"""How long what can wait waits for something to travel with, in intervals (see `is_lazy`)."""
 MAX_WAITING: Final = 32
 """Reports of one device that wait for their confirmation. The oldest beyond is not confirmed, so it is sent again."""
 BACKOFF_CAP_S: Final = 2.0
@@ -59,11 +62,24 @@ REFUSED_CAP_S: Final = 30.0
 class _Record:
     """The one place where what is known of a device is kept. Only the writer changes it."""
 
-    __slots__ = ("failures", "known", "lazy_since", "node", "paid_until", "patched_at", "trouble", "uid", "waiting")
+    __slots__ = (
+        "failures",
+        "known",
+        "lazy_since",
+        "node",
+        "paid_until",
+        "patched_at",
+        "shown",
+        "trouble",
+        "uid",
+        "waiting",
+    )
 
-    def __init__(self, uid: str, node: str, known: Known) -> None:
+    def __init__(self, uid: str, node: str, known: Known, shown: Shown) -> None:
         self.uid = uid
         self.known = known
+        self.shown = shown
+        """As rendered last, written or not: times of transition are those of the truth, not of the writes."""
         self.node = node
         """Whose word the state is."""
         self.waiting: dict[str, NodeLink] = {}
@@ -72,7 +88,7 @@ class _Record:
         """Loop time that the PATCHes so far have used up."""
         self.patched_at = float("-inf")
         self.lazy_since: float | None = None
-        """Loop time since when nothing but a new `lastOnlineTime` is to be written."""
+        """Loop time since when nothing is to be written but what can wait."""
         self.failures = 0
         self.trouble = ""
 
@@ -88,8 +104,10 @@ class StatusWriter:
         declarations: Declarations,
         links: Links,
         *,
+        tell: Callable[[Key, Object, Shown, Shown], None],
         interval_s: float = PATCH_INTERVAL_S,
     ) -> None:
+        """`tell` is called with device, what its DeviceStatus showed and what it shows now, after each write."""
         self.patches = 0
         self.dropped = 0
         """Reports that were forgotten unconfirmed because too many waited."""
@@ -98,6 +116,7 @@ class StatusWriter:
         self._find_device = find_device
         self._declarations = declarations
         self._links = links
+        self._tell = tell
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
         self._records: dict[Key, _Record] = {}
@@ -165,15 +184,18 @@ class StatusWriter:
         if wanted is None:
             return
         status = self._statuses.get(key)
-        patch = status_patch(status.get("status"), wanted) if status is not None else {}
-        if patch and (wait_s := self._ready_at(record, patch) - self._loop.time()) > 0:
-            if _is_lazy(patch):
+        current = status.get("status") if status is not None else None
+        patch = status_patch(current, wanted) if status is not None else {}
+        lazy = bool(patch) and is_lazy(patch, current)
+        if patch and (wait_s := self._ready_at(record, lazy=lazy) - self._loop.time()) > 0:
+            if lazy:
                 # Nodes send every state again when they connect, so a restart loses nothing; and as long as one state
                 # is not confirmed, the next, which may be `offline`, waits at the node.
                 self._confirm(record)
             self._queue.add(key, delay_s=wait_s)
             return
         confirmed, record.waiting = record.waiting, {}
+        shown = record.shown
         try:
             if status is None:
                 await self._create(key, device, wanted)
@@ -182,6 +204,7 @@ class StatusWriter:
             elif patch:
                 await self._patch(key, record, device, patch, wanted)
             else:
+                record.lazy_since = None
                 self._answer(confirmed)  # the API has it already
                 return
         except BaseException:
@@ -189,6 +212,7 @@ class StatusWriter:
             raise
         record.failures, record.trouble = 0, ""
         self._recovered()
+        self._tell(key, device, read_shown(current), shown)
         self._answer_at(self._free_at(record), confirmed)
 
     def _free_at(self, record: _Record) -> float:
@@ -197,9 +221,9 @@ class StatusWriter:
             record.paid_until - PATCH_CREDIT * self._interval_s, record.patched_at + PATCH_GAP * self._interval_s
         )
 
-    def _ready_at(self, record: _Record, patch: Object) -> float:
-        """Loop time from which this patch may go out."""
-        if not _is_lazy(patch):
+    def _ready_at(self, record: _Record, *, lazy: bool) -> float:
+        """Loop time from which a patch may go out."""
+        if not lazy:
             return self._free_at(record)
         if record.lazy_since is None:
             record.lazy_since = self._loop.time()
@@ -210,12 +234,20 @@ class StatusWriter:
         if declared is None:
             return None
         record.known = prune(record.known, declared.properties)
-        trouble = self._links.trouble(declared.node) if declared.node else ""
-        if trouble:
+        view = self._view(key, declared.node, record.shown)
+        if view.link == "down":
             record.known = forget_state(record.known)
-        elif declared.node and (left_s := self._links.grace_left_s(declared.node)) > 0:
+        record.shown = appearance(record.known, declared, record.shown, node=view, now_ms=now_ms())
+        return render(record.known, declared, record.shown)
+
+    def _view(self, key: Key, node: str, shown: Shown) -> NodeView:
+        """The device's node; one that is away and may be back at once counts as what it was."""
+        if not node or self._links.get(node) is not None:
+            return NodeView()
+        left_s = self._links.grace_left_s(node)
+        if left_s > 0:
             self._queue.add(key, delay_s=left_s + 0.01)  # look again when the grace is over
-        return render(record.known, declared, node_trouble=trouble)
+        return NodeView(link=assumed_link(shown, node) if left_s > 0 else "down", lost_ms=self._links.lost_ms(node))
 
     async def _patch(self, key: Key, record: _Record, device: Object, patch: Object, wanted: Object) -> None:
         record.lazy_since = None
@@ -259,8 +291,8 @@ class StatusWriter:
             self._confirm(record)
         status = self._statuses.get(key)
         ours = status is not None and owner_uid(status) in ("", uid)
-        known = from_status(status.get("status")) if ours and status is not None else Known()
-        record = self._records[key] = _Record(uid, node, known)
+        current = status.get("status") if ours and status is not None else None
+        record = self._records[key] = _Record(uid, node, from_status(current), read_shown(current))
         return record
 
     def _confirm(self, record: _Record) -> None:
@@ -307,8 +339,3 @@ class StatusWriter:
             record.trouble = trouble
         delay_s = min(REFUSED_CAP_S, 0.05 * 4 ** min(record.failures - 1, 6))
         self._queue.add(key, delay_s=delay_s)
-
-
-def _is_lazy(patch: Object) -> bool:
-    """Whether nothing but a new `lastOnlineTime` is to be written."""
-    return bool(patch["status"].keys() == {"lastOnlineTime"})

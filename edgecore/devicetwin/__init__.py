@@ -1,6 +1,7 @@
 """DeviceTwin: takes what mappers report, keeps it, tells the cloud; hands devices to mappers.
 
-`merge`, `outbox`, `faults` and `catalog` decide and do no I/O; `intake`, `sync`, `links` and `twin` are the shells.
+`merge` (mappers), `document` (apps), `outbox`, `faults` and `catalog` decide and do no I/O; `intake`, `apps`, `sync`,
+`links` and `twin` are the shells.
 """
 
 from edgecore.devicetwin.twin import DeviceTwin

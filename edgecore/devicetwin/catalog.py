@@ -26,7 +26,7 @@ from dmi import (
     model_from_crd,
 )
 from dmi.types import PIN
-from dmi.wire import fingerprint
+from dmi.wire import encode_device, encode_model, fingerprint
 
 __all__ = ["Catalog", "Declaration", "Entry"]
 
@@ -55,6 +55,8 @@ class Declaration(Struct, frozen=True):
     device: Device
     model: DeviceModel
     digest: bytes
+    encoded: bytes
+    """The device as it goes over a socket."""
 
 
 class Catalog:
@@ -62,6 +64,7 @@ class Catalog:
         self._node = node
         self._entries: dict[DeviceId, Entry] = {}
         self._models: dict[ModelId, DeviceModel] = {}
+        self._encoded_models: dict[ModelId, bytes] = {}
         self._broken_models: dict[ModelId, str] = {}
         self._shapes: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
 
@@ -71,11 +74,18 @@ class Catalog:
     def __iter__(self) -> Iterator[DeviceId]:
         return iter(self._entries)
 
+    def __contains__(self, device: object) -> bool:
+        return device in self._entries
+
     def get(self, device: DeviceId) -> Entry | None:
         return self._entries.get(device)
 
     def of_protocol(self, protocol: str) -> list[DeviceId]:
         return [device for device, entry in self._entries.items() if entry.protocol == protocol]
+
+    def encoded_model(self, model: ModelId) -> bytes:
+        """As it goes over a socket; empty where there is none."""
+        return self._encoded_models.get(model, b"")
 
     def users(self, model: ModelId) -> list[DeviceId]:
         return [device for device, entry in self._entries.items() if entry.model == model]
@@ -84,12 +94,15 @@ class Catalog:
         self.drop_model(model)
         try:
             with _declaration_errors(model):
-                self._models[model] = model_from_crd(_decode(body))
+                declared = model_from_crd(_decode(body))
+                self._encoded_models[model] = encode_model(declared)
+                self._models[model] = declared
         except ConfigError as error:
             self._broken_models[model] = str(error)
 
     def drop_model(self, model: ModelId) -> None:
         self._models.pop(model, None)
+        self._encoded_models.pop(model, None)
         self._broken_models.pop(model, None)
 
     def put_device(self, device: DeviceId, body: bytes) -> Entry:
@@ -119,7 +132,8 @@ class Catalog:
                 raise ConfigError("", f"model {device.model_id}: {problem}")
             raise ConfigError("spec.deviceModelRef.name", f"model {device.model_id} is not on node {self._node}")
         merged = merge_model(device, model)
-        return Declaration(merged, model, fingerprint(merged, model))
+        encoded = encode_device(merged)
+        return Declaration(merged, model, fingerprint(encoded, self._encoded_models[device.model_id]), encoded)
 
     def _read(self, body: bytes, before: Entry) -> Entry:
         try:

@@ -6,23 +6,23 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Any
 
 from cloudedge.message import now_ms
 from dmi import ConfigError, DeviceId, DmiError, NodeName, Twin, UnknownDevice, UnknownProperty
 from dmi.ports import MapperInfo, Registration
 from edgecore.devicetwin.catalog import Catalog, Entry
+from edgecore.devicetwin.document import MAX_VALUE_BYTES
+from edgecore.devicetwin.heard import HeardReports
 from edgecore.devicetwin.merge import merge_state, merge_twins, read_state
+from edgecore.devicetwin.publisher import TwinPublisher
 from edgecore.devicetwin.sync import CloudSync
-from edgecore.store import Database, StoreError, get_twins, put_twins, update_state
+from edgecore.metrics import Metrics
+from edgecore.store import Database, StateRow, StoreError, TwinRow, get_state, get_twins, put_twins, update_state
 
 __all__ = ["MAX_VALUE_BYTES", "Intake"]
 
 logger = logging.getLogger(__name__)
-
-MAX_VALUE_BYTES: Final = 64 * 1024
-"""Of one property; the API keeps all of a device's in one object of at most about a megabyte."""
-_MAX_REMEMBERED: Final = 4096
 
 
 class Intake:
@@ -39,17 +39,28 @@ class Intake:
         node: NodeName,
         register: Callable[[MapperInfo, bool], Awaitable[Registration]],
         heard: Callable[[DeviceId], None],
+        publisher: TwinPublisher,
+        metrics: Metrics | None = None,
     ) -> None:
+        metrics = metrics or Metrics()
+        self._taken = metrics.counter(
+            "kubetwin_edgecore_reports_total",
+            "Reports of mappers that were taken. unchanged: nothing new, so neither written nor sent.",
+            "what",
+            "result",
+        )
+        self._refusals = metrics.counter(
+            "kubetwin_edgecore_refused_total", "Properties, states and whole reports that were not taken.", "reason"
+        )
         self._database = database
         self._catalog = catalog
         self._sync = sync
         self._node = node
         self._register = register
         self._heard = heard
+        self._publisher = publisher
         self._seen_online_ms: dict[DeviceId, int] = {}
-        self._refused: set[tuple[DeviceId, str]] = set()
-        self.refused = 0
-        """Properties that were not taken."""
+        self.reports = HeardReports()
 
     async def register_mapper(self, mapper: MapperInfo, *, with_data: bool) -> Registration:
         if not mapper.address:
@@ -57,51 +68,66 @@ class Intake:
         return await self._register(mapper, with_data)
 
     async def accept_twins(self, device: DeviceId, twins: Sequence[Twin]) -> None:
-        entry = self._known(device)
+        entry = self._known(device, "twins")
+        now = now_ms()
+        self.reports.note_report(device, now)
         accepted, problem = self._sift(device, entry, twins)
         if not accepted and problem is not None:
             raise problem
         types = entry.properties or {}
-        now = now_ms()
 
-        def job(db: sqlite3.Connection) -> bool:
-            rows = merge_twins(get_twins(db, device), accepted, types, now_ms=now)
+        def job(db: sqlite3.Connection) -> tuple[dict[str, TwinRow], dict[str, TwinRow]]:
+            before = get_twins(db, device)
+            rows = merge_twins(before, accepted, types, now_ms=now)
             put_twins(db, device, rows)
-            return bool(rows)
+            return before, {row.twin.property_name: row for row in rows}
 
-        def then(changed: bool) -> None:
-            if changed:
-                self._sync.mark_twins(device)
+        def then(changed: tuple[dict[str, TwinRow], dict[str, TwinRow]]) -> None:
+            before, after = changed
+            self._taken.add("twins", "changed" if after else "unchanged")
+            if after:
+                self._sync.mark_twins(device, {**before, **after})
+                self._publisher.publish_update(device, before, after)
 
         await self._stored(self._database.run(job, then=then))
 
     async def accept_state(self, device: DeviceId, state: str, reason: str) -> None:
-        self._known(device)
-        said = read_state(state)
+        self._known(device, "state")
         now = now_ms()
+        self.reports.note_state(device, now)
+        try:
+            said = read_state(state)
+        except ConfigError as problem:
+            self._note_refused(device, "state", problem, "state")
+            raise
         seen_online = self._seen_online_ms.get(device, 0)
         if said in ("online", "ok"):
             self._seen_online_ms[device] = now
 
-        def job(db: sqlite3.Connection) -> bool:
-            return update_state(
+        def job(db: sqlite3.Connection) -> StateRow | None:
+            changed = update_state(
                 db, device, lambda row: merge_state(row, said, reason, seen_online_ms=seen_online, now_ms=now)
             )
+            return get_state(db, device) if changed else None
 
-        def then(changed: bool) -> None:
-            if changed:
+        def then(changed: StateRow | None) -> None:
+            self._taken.add("state", "unchanged" if changed is None else "changed")
+            if changed is not None:
                 self._sync.mark_state(device)
+                self._publisher.publish_state(device, changed)
 
         await self._stored(self._database.run(job, then=then))
 
     def forget(self, device: DeviceId) -> None:
         self._seen_online_ms.pop(device, None)
-        self._refused = {(other, name) for other, name in self._refused if other != device}
+        self.reports.forget(device)
 
-    def _known(self, device: DeviceId) -> Entry:
+    def _known(self, device: DeviceId, what: str) -> Entry:
         entry = self._catalog.get(device)
         if entry is None:
-            raise UnknownDevice(f"device {device} is not on node {self._node}")
+            unknown = UnknownDevice(f"device {device} is not on node {self._node}")
+            self._note_refused(device, what, unknown, "unknown_device")
+            raise unknown
         self._heard(device)
         return entry
 
@@ -114,27 +140,30 @@ class Intake:
         for twin in twins:
             name = twin.property_name
             if entry.properties is not None and name not in entry.properties:
-                problem = UnknownProperty(f"device {device} has no property {name[:64]!r}")
-            elif max(len(twin.reported.value), len(twin.desired.value)) > MAX_VALUE_BYTES:
+                problem, reason = UnknownProperty(f"device {device} has no property {name[:64]!r}"), "unknown_property"
+            elif _is_long(twin.reported.value) or _is_long(twin.desired.value):
                 problem = ConfigError(f"property {name!r} of device {device}", f"value over {MAX_VALUE_BYTES} bytes")
+                reason = "long_value"
             else:
                 accepted.append(twin)
                 continue
-            self._note_refused(device, name, problem)
+            self._note_refused(device, name, problem, reason)
         return accepted, problem
 
-    def _note_refused(self, device: DeviceId, name: str, problem: Exception) -> None:
-        self.refused += 1
-        if (device, name) not in self._refused:
-            if len(self._refused) >= _MAX_REMEMBERED:
-                self._refused.clear()
-            self._refused.add((device, name))
+    def _note_refused(self, device: DeviceId, name: str, problem: Exception, reason: str) -> None:
+        self._refusals.add(reason)
+        if self.reports.note_refused(device, name, str(problem), now_ms()):
             logger.warning("report refused: %s", problem)
 
-    async def _stored(self, write: Awaitable[bool]) -> None:
+    async def _stored(self, write: Awaitable[Any]) -> None:
         try:
             await write
         except StoreError as error:
             raise DmiError(str(error)) from error
         except asyncio.CancelledError:
             raise  # the mapper gave up waiting; it may well be stored
+
+
+def _is_long(value: str) -> bool:
+    # A character is four bytes at most.
+    return len(value) * 4 > MAX_VALUE_BYTES and len(value.encode()) > MAX_VALUE_BYTES

@@ -6,11 +6,10 @@ side by side for several, until it is done. A device is new to a mapper once (`R
 `CreateDeviceModel`, which overwrites. Models are not taken away: a mapper drops them when it registers again
 (DMI contract 0.2, rules 3, 5, 9-12).
 
-A mapper that says nothing for a while is called, for one that hangs keeps its connection. The call is
-`CreateDeviceModel` of a model it has: DMI has none for the purpose, and this one changes nothing, also at a Go mapper.
-
-A removal whose answer was lost in a crash of ours is repeated, which can crash a Go mapper once; the other choice would
-leave it running a device that is gone.
+A call that is not answered in time says nothing about the mapper, which `lease` watches: one slow device holds up
+neither the others nor who runs them. A removal that a living mapper does not answer is not repeated, for the second one
+of a device crashes a Go mapper (rule 10): it does what it was asked later, as ours did at once. Only one whose answer
+was lost in a crash of ours is; the other choice would leave the mapper running a device that is gone.
 """
 
 from __future__ import annotations
@@ -21,9 +20,12 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
 
-from dmi import ConfigError, DeviceId, DeviceModel, ModelId, PeerRefused, PeerUnavailable
+from cloudedge.facts import MapperFacts
+from cloudedge.message import now_ms
+from dmi import ConfigError, DeviceId, DeviceModel, ModelId, PeerRefused, PeerTimeout, PeerUnavailable
 from dmi.ports import MapperInfo, MapperPort
 from edgecore.devicetwin.catalog import Declaration
+from edgecore.devicetwin.lease import Lease
 from edgecore.store import Database, StoreError, delete_handed, put_handed
 
 __all__ = ["MapperLink"]
@@ -31,9 +33,11 @@ __all__ = ["MapperLink"]
 logger = logging.getLogger(__name__)
 
 CALLS_AT_ONCE: Final = 8
+SLOW_AT_ONCE: Final = 4
+"""Of these calls, for devices whose last one was not answered in time: the others need not wait behind them."""
 CALL_TIMEOUT_S: Final = 10.0
-QUIET_S: Final = 15.0
-"""A mapper that neither called nor answered for so long is called. Ours confirm values every 10 s by default."""
+REMOVAL_S: Final = 20.0
+"""So long a removal that was not answered may be under way before the device counts as let go."""
 FIRST_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 5.0
 _UNCERTAIN: Final = b""
@@ -61,7 +65,7 @@ class MapperLink:
     ) -> None:
         self.mapper = mapper
         self.refused: dict[DeviceId, str] = {}
-        """Why the mapper does not take a device."""
+        """What the mapper does with a device instead of taking it, after its name in a sentence."""
         self._database = database
         self._handed: dict[DeviceId, bytes] = {}
         self._models: dict[ModelId, DeviceModel] = {}
@@ -71,21 +75,28 @@ class MapperLink:
         self._refusal = refusal
         self._released = released
         self._port = port
+        self.lease = Lease(mapper, port, lambda: changed(self))
+        self.registered_ms = 0
+        """Epoch ms; 0: before this edge core was started."""
         self._model_turn = asyncio.Lock()
-        self._reachable = asyncio.Event()
-        self._stalled = False
-        self._heard_at = asyncio.get_running_loop().time()
-        self._away_since: float | None = asyncio.get_running_loop().time()
         self._todo: dict[DeviceId, None] = {}
         self._has_work = asyncio.Event()
         self._busy: set[DeviceId] = set()
         self._again: set[DeviceId] = set()
         self._delays: dict[DeviceId, float] = {}
         self._timers: dict[DeviceId, asyncio.TimerHandle] = {}
+        self._slow: set[DeviceId] = set()
+        """Devices about which it did not answer in time."""
+        self._leaving: dict[DeviceId, float] = {}
+        """Device → loop time when its removal, which was not answered, was sent."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.mapper.protocol}/{self.mapper.name}"
 
     @property
     def answering(self) -> bool:
-        return self._reachable.is_set() and not self._stalled
+        return self.lease.answering
 
     @property
     def devices(self) -> Collection[DeviceId]:
@@ -93,8 +104,27 @@ class MapperLink:
         return self._handed.keys()
 
     def away_s(self, now: float) -> float:
-        """Seconds since it last answered; from the link's making if it never did."""
-        return 0.0 if self._away_since is None else now - self._away_since
+        """Seconds since its last sign of life; from the link's start if there was none."""
+        return self.lease.away_s(now)
+
+    def facts(self, device: DeviceId, wanted: bytes) -> MapperFacts:
+        """What is known of it, for this device; `wanted`: the digest it should have."""
+        loop_now, epoch_now = asyncio.get_running_loop().time(), now_ms()
+
+        def epoch_ms(at: float | None) -> int:
+            return 0 if at is None else epoch_now - int((loop_now - at) * 1000)
+
+        handed = self._handed.get(device)
+        return MapperFacts(
+            name=self.mapper.name,
+            protocol=self.mapper.protocol,
+            answering=self.answering,
+            registered_ms=self.registered_ms,
+            heard_ms=epoch_ms(self.lease.heard_at),
+            away_since_ms=epoch_ms(self.lease.away_since),
+            refusal=self.refused.get(device, "").removeprefix("refuses it: "),
+            handed="" if handed is None else "current" if handed and handed == wanted else "pending",
+        )
 
     def has_now(self, handed: Mapping[DeviceId, bytes], models: Mapping[ModelId, DeviceModel]) -> None:
         """Note what the mapper was told in the answer to its registration, or before a restart of ours. Call it before
@@ -112,72 +142,26 @@ class MapperLink:
             self._todo[device] = None
             self._has_work.set()
 
-    def heard(self) -> None:
-        """The mapper called us, or answered: it is alive."""
-        self._heard_at = asyncio.get_running_loop().time()
-        if self._stalled:
-            self._stalled = False
-            self._note_change()
-
     async def run(self) -> None:
         """Work until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._watch(), name=f"mapper {self.mapper.name} connection")
-                tasks.create_task(self._probe(), name=f"mapper {self.mapper.name} probe")
+                tasks.create_task(self.lease.keep(), name=f"mapper {self.mapper.name} lease")
                 for number in range(CALLS_AT_ONCE):
                     tasks.create_task(self._work(), name=f"mapper {self.mapper.name} calls {number}")
         finally:
             for timer in self._timers.values():
                 timer.cancel()
-            if self._away_since is None:
-                self._away_since = asyncio.get_running_loop().time()
-            self._reachable.clear()
             await self._port.close()
-
-    async def _watch(self) -> None:
-        """Follow the connection, which is how a killed mapper is noticed without a call."""
-        while True:
-            await self._port.wait_ready()
-            self._reachable.set()
-            self._note_change()
-            await self._port.wait_lost()
-            self._reachable.clear()
-            logger.warning("mapper %s is gone from %s", self.mapper.name, self.mapper.address)
-            self._note_change()
-
-    async def _probe(self) -> None:
-        """See to it that a mapper which hangs is noticed, and that it is when it goes on."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._reachable.wait()
-            while (wait_s := self._heard_at + QUIET_S - loop.time()) > 0:  # noqa: ASYNC110  # a call puts it off
-                await asyncio.sleep(wait_s)
-            self._heard_at = loop.time()
-            with contextlib.suppress(ConfigError, StoreError):
-                device = next((device for device in self._handed if self._wanted(device)), None)
-                declaration = await self._load(device) if device is not None else None
-                if declaration is None:
-                    continue  # there is nothing to call it about
-                try:
-                    await self._port.create_model(declaration.model)
-                except PeerUnavailable as error:
-                    if self._reachable.is_set():
-                        self._stall(str(error))
-                    continue
-                except PeerRefused:
-                    pass  # it answers; what it has against the model is another matter
-                self.heard()
 
     async def _work(self) -> None:
         while True:
-            while not self._todo:
+            await self.lease.reachable.wait()
+            device = self._next()
+            if device is None:
                 self._has_work.clear()
                 await self._has_work.wait()
-            await self._reachable.wait()
-            if not self._todo:  # another worker took it meanwhile
                 continue
-            device = next(iter(self._todo))
             del self._todo[device]
             self._busy.add(device)
             try:
@@ -187,17 +171,29 @@ class MapperLink:
                 if device in self._again:
                     self._again.discard(device)
                     self.wake(device)
+                if self._todo:
+                    self._has_work.set()  # a slow one may have waited for this one's place
+
+    def _next(self) -> DeviceId | None:
+        if not self._slow or len(self._slow & self._busy) < SLOW_AT_ONCE:
+            return next(iter(self._todo), None)
+        return next((device for device in self._todo if device not in self._slow), None)
 
     async def _settle(self, device: DeviceId) -> None:
         """One attempt; what fails is tried again later."""
+        began = asyncio.get_running_loop().time()
         try:
             answered = await self._reconcile(device)
-        except PeerUnavailable as error:
+        except PeerTimeout as error:
+            self._slow.add(device)
             self._retry(device, f"does not answer: {error}")
-            self._stall(str(error))
+            if await self.lease.is_alive(began):
+                self._refuse(device, f"does not answer about it within {CALL_TIMEOUT_S:g} s")
+        except PeerUnavailable as error:
+            self._retry(device, f"cannot be called: {error}")
         except (PeerRefused, ConfigError) as error:
             self._retry(device, f"refuses it: {error}")
-            self._refuse(device, str(error))
+            self._refuse(device, f"refuses it: {error}")
         except StoreError as error:
             self._retry(device, f"waits for the store: {error}")
         except Exception:
@@ -205,33 +201,33 @@ class MapperLink:
             self._retry(device, "waits after an error")
         else:
             self._delays.pop(device, None)
+            self._slow.discard(device)
             self._refuse(device, "")
             if answered:
-                self.heard()
+                self.lease.heard()
 
     async def _reconcile(self, device: DeviceId) -> bool:
         """Whether the mapper was called for it, and answered."""
         wanted = self._wanted(device)
         if wanted is None:
-            if device not in self._handed:
-                return False
-            await self._remove(device)
-            return True
+            return device in self._handed and await self._remove(device)
         return bool(wanted) and wanted != self._handed.get(device) and await self._hand_over(device)
 
     async def _hand_over(self, device: DeviceId) -> bool:
         declaration = await self._load(device)
         if declaration is None:
             return False  # it changed again, and that wakes us
-        async with self._model_turn:
-            model = declaration.model
-            if self._models.get(model.id) != model:
-                await self._port.create_model(model)
-                self._models[model.id] = model
+        model = declaration.model
+        if self._models.get(model.id) != model:
+            async with self._model_turn:
+                if self._models.get(model.id) != model:
+                    await self._port.create_model(model)
+                    self._models[model.id] = model
         known = device in self._handed
         await self._note(device, _UNCERTAIN)
         if not self._wanted(device):
             return False  # it became another mapper's meanwhile, and that wakes us
+        self._leaving.pop(device, None)
         if known:
             await self._port.update_device(declaration.device)
         else:
@@ -239,32 +235,32 @@ class MapperLink:
         await self._note(device, declaration.digest)
         return True
 
-    async def _remove(self, device: DeviceId) -> None:
-        try:
-            await self._port.remove_device(device)
-        except PeerRefused as error:
-            logger.info("mapper %s on the removal of %s: %s", self.mapper.name, device, error)  # it never had it
+    async def _remove(self, device: DeviceId) -> bool:
+        """Whether the mapper answered."""
+        loop, answered = asyncio.get_running_loop(), False
+        sent_at = self._leaving.get(device)
+        if sent_at is None:
+            try:
+                await self._port.remove_device(device)
+                answered = True
+            except PeerRefused as error:
+                answered = True
+                logger.info("mapper %s on the removal of %s: %s", self.mapper.name, device, error)  # it never had it
+            except PeerTimeout:
+                self._leaving[device] = loop.time()
+                raise
+        elif (wait_s := sent_at + REMOVAL_S - loop.time()) > 0:
+            self._timers[device] = loop.call_later(wait_s, self._retry_now, device)
+            return False
+        self._leaving.pop(device, None)
         await self._database.run(lambda db: delete_handed(db, self.mapper, device))
         self._handed.pop(device, None)
         self._released(device)
+        return answered
 
     async def _note(self, device: DeviceId, digest: bytes) -> None:
         await self._database.run(lambda db: put_handed(db, self.mapper, device, digest))
         self._handed[device] = digest
-
-    def _note_change(self) -> None:
-        """It may have begun or ceased to answer."""
-        if self.answering:
-            self._away_since = None
-        elif self._away_since is None:
-            self._away_since = asyncio.get_running_loop().time()
-        self._changed(self)
-
-    def _stall(self, why: str) -> None:
-        if not self._stalled:
-            self._stalled = True
-            logger.warning("mapper %s does not answer: %s", self.mapper.name, why)
-            self._note_change()
 
     def _refuse(self, device: DeviceId, why: str) -> None:
         if self.refused.get(device, "") == why:

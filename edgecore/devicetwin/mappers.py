@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Final
 
-from dmi import ConfigError, DeviceId, DmiError, NodeName
+from cloudedge.facts import MapperFacts
+from cloudedge.message import now_ms
+from dmi import ConfigError, DeviceId, DmiError, NodeName, Overloaded
 from dmi.ports import MapperInfo, MapperPort, Registration
-from dmi.rpc import MAX_MESSAGE_BYTES
 from dmi.types import PIN
-from edgecore.devicetwin import spread
+from edgecore.devicetwin import lease, registration, spread
 from edgecore.devicetwin.catalog import Catalog, Declaration, Entry
 from edgecore.devicetwin.links import MapperLink
 from edgecore.devicetwin.merge import Fault
 from edgecore.devicetwin.spread import Member, claim_of, live_names, owner_of
+from edgecore.metrics import Metrics
 from edgecore.store import Database, StoreError, delete_mapper, replace_mapper
 
 __all__ = ["Mappers"]
@@ -30,8 +32,12 @@ logger = logging.getLogger(__name__)
 
 FORGET_S: Final = 3600.0
 """A mapper that was away for so long, while others of its protocol run its devices, is forgotten until it registers."""
-_REGISTRATION_BYTES: Final = MAX_MESSAGE_BYTES - 512 * 1024
-"""Of declarations in one answer; the rest is handed over after it."""
+MAX_MAPPERS: Final = 256
+"""On one node. Each has a link, and rows in the metrics."""
+NO_MAPPER_GRACE_S: Final = 10.0
+"""How long the first mapper of a protocol may take to register before its devices are shown as unknown."""
+REFUSAL_GRACE_S: Final = 1.0
+"""What the mapper needs for the device may be right behind it."""
 
 
 class Mappers:
@@ -48,6 +54,7 @@ class Mappers:
         dial: Callable[[str], MapperPort],
         bodies: Callable[[Iterable[DeviceId]], Awaitable[Mapping[DeviceId, bytes]]],
         judge: Callable[[Iterable[DeviceId]], None],
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -61,6 +68,19 @@ class Mappers:
         self._reviews: dict[MapperLink, asyncio.TimerHandle] = {}
         self._registering = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
+        labels = ("protocol", "mapper")
+        metrics.gauge(
+            "kubetwin_edgecore_mapper_answering",
+            "1: it can be called; 0: it is away, hangs, or its socket is gone.",
+            *labels,
+            read=lambda: {(link.mapper.protocol, link.mapper.name): float(link.answering) for link in self},
+        )
+        metrics.gauge(
+            "kubetwin_edgecore_mapper_devices",
+            "Devices that the mapper has, or may have.",
+            *labels,
+            read=lambda: {(link.mapper.protocol, link.mapper.name): len(link.devices) for link in self},
+        )
 
     @contextlib.asynccontextmanager
     async def running(self, known: Iterable[tuple[MapperInfo, Mapping[DeviceId, bytes]]]) -> AsyncIterator[None]:
@@ -87,10 +107,15 @@ class Mappers:
 
         Raises:
             DmiError: It could not be stored.
+            Overloaded: There are too many already.
         """
         assert self._tasks is not None  # noqa: S101 - called while `running`
+        if self._find(mapper) is None and sum(map(len, self._links.values())) >= MAX_MAPPERS:
+            raise Overloaded(f"too many mappers: {MAX_MAPPERS} are registered on node {self._node}, and no more can be")
         # In a task of its own: a mapper that hangs up half-way must not leave its devices without a link.
-        task = self._tasks.create_task(self._replace_link(mapper, with_data), name=f"register {mapper.name}")
+        task = self._tasks.create_task(
+            self._replace_link(mapper, with_data, asyncio.get_running_loop().time()), name=f"register {mapper.name}"
+        )
         outcome = await asyncio.shield(task)
         if isinstance(outcome, StoreError):
             raise DmiError(str(outcome)) from outcome
@@ -104,25 +129,48 @@ class Mappers:
 
     def heard(self, device: DeviceId) -> None:
         """A mapper reported this device, so the one that runs it is alive."""
-        entry = self._catalog.get(device)
-        if entry is not None and (link := self._owner(device, entry)) is not None:
-            link.heard()
+        if (link := self._holder(device)) is not None:
+            link.lease.heard()
 
-    def fault(self, device: DeviceId, entry: Entry) -> Fault | None:
-        """Why no mapper runs the device, as far as that is a matter of mappers."""
+    def runner(self, device: DeviceId) -> str:
+        """The mapper that a report of this device comes from, as `protocol/name`; empty where nobody can tell."""
+        link = self._holder(device)
+        return "" if link is None else link.title
+
+    def fault(self, device: DeviceId, entry: Entry) -> tuple[Fault | None, float]:
+        """Why no mapper runs the device, as far as that is a matter of mappers; and how many seconds it may last
+        before it is shown.
+        """
         link = self._owner(device, entry)
         if link is None and entry.mapper and entry.protocol in self._links:
             which = f"mapper {entry.mapper!r} of protocol {entry.protocol!r}"
-            return Fault(
-                "unknown", f"{which}, which spec.protocol.configData.{PIN} asks for, is not registered on this node"
-            )
+            reason = f"{which}, which spec.protocol.configData.{PIN} asks for, is not registered on this node"
+            return Fault("unknown", reason), NO_MAPPER_GRACE_S
         if link is None:
-            return Fault("unknown", f"no mapper for protocol {entry.protocol!r} is registered on node {self._node}")
+            reason = f"no mapper for protocol {entry.protocol!r} is registered on node {self._node}"
+            return Fault("unknown", reason), NO_MAPPER_GRACE_S
         if not link.answering:
-            return Fault("unknown", f"mapper {link.mapper.name} is not answering")
+            left_s = max(lease.LEASE_S - link.away_s(asyncio.get_running_loop().time()), 0.0)
+            return Fault("unhealthy" if link.lease.only_reports else "unknown", link.lease.trouble), left_s
         if refusal := link.refused.get(device):
-            return Fault("unhealthy", f"mapper {link.mapper.name} refuses it: {refusal}")
-        return None
+            return Fault("unhealthy", f"mapper {link.mapper.name} {refusal}"), REFUSAL_GRACE_S
+        return None, 0.0
+
+    # What there is to see
+
+    def __iter__(self) -> Iterator[MapperLink]:
+        for links in self._links.values():
+            yield from links.values()
+
+    @property
+    def registered(self) -> tuple[str, ...]:
+        """`protocol/name` of each."""
+        return tuple(sorted(link.title for link in self))
+
+    def facts(self, device: DeviceId, entry: Entry) -> MapperFacts | None:
+        """Of the mapper that runs the device, or would."""
+        link = self._owner(device, entry)
+        return None if link is None else link.facts(device, entry.digest)
 
     # Who runs what
 
@@ -142,6 +190,15 @@ class Mappers:
         links = self._links.get(entry.protocol, {})
         name = entry.mapper or owner_of(device, live_names(self._members(device, entry.protocol)))
         return None if name is None else links.get(name)
+
+    def _holder(self, device: DeviceId) -> MapperLink | None:
+        """The only mapper that has the device. While it moves, or when one that is gone had it too, nobody can tell who
+        reports it: DMI does not say.
+        """
+        entry = self._catalog.get(device)
+        links = self._links.get(entry.protocol, {}) if entry is not None else {}
+        holders = [link for link in links.values() if device in link.devices] if len(links) > 1 else [*links.values()]
+        return holders[0] if len(holders) == 1 else None
 
     def _wanted(self, mapper: MapperInfo, device: DeviceId) -> bytes | None:
         """`MapperLink`'s `wanted`."""
@@ -167,8 +224,12 @@ class Mappers:
 
     # Registration
 
-    async def _replace_link(self, mapper: MapperInfo, with_data: bool) -> Registration | StoreError:
-        """The error is a result: raised, it would end the task group. The mapper registers again after it."""
+    async def _replace_link(self, mapper: MapperInfo, with_data: bool, since: float) -> Registration | StoreError:
+        """The error is a result: raised, it would end the task group. The mapper registers again after it.
+
+        Until the link is started the mapper does not count as away, however long the store takes: nobody else gets what
+        the answer gives it.
+        """
         async with self._registering:
             for other in self._at_address_of(mapper):
                 await self._forget(other, f"its address {mapper.address} is that of mapper {mapper.name} now")
@@ -186,36 +247,27 @@ class Mappers:
             if before is not None:
                 await self._end(before)
             try:
-                declarations = await self._declarations(mapper) if with_data else []
+                share = self._catalog.of_protocol(mapper.protocol) if with_data else []
+                declarations = await registration.full_set(
+                    [device for device in share if self._wanted(mapper, device)],
+                    catalog=self._catalog,
+                    bodies=self._bodies,
+                    wanted=lambda device: self._wanted(mapper, device),
+                    until=since + registration.BUDGET * mapper.patience_s,
+                )
                 handed = {d.device.id: d.digest for d in declarations}
-                models = {d.model.id: d.model for d in declarations}
                 await self._database.run(lambda db: replace_mapper(db, mapper, handed), sync=True)
             except StoreError as error:
                 self._drop(link)
                 return error
-            link.has_now(handed, models)
+            answer = registration.answer_of(declarations)
+            link.has_now(handed, {model.id: model for model in answer.models})
+            link.registered_ms = now_ms()
             self._start(link)
             logger.info(
                 "mapper %s registered with %d devices (protocol %s)", mapper.name, len(declarations), mapper.protocol
             )
-            return Registration(devices=tuple(d.device for d in declarations), models=tuple(models.values()))
-
-    async def _declarations(self, mapper: MapperInfo) -> list[Declaration]:
-        """Everything that the mapper is to run, as far as one message can carry it. What another one still runs is
-        handed over when that one has let go.
-        """
-        share = [d for d in self._catalog.of_protocol(mapper.protocol) if self._wanted(mapper, d)]
-        declarations: list[Declaration] = []
-        size = 0
-        for device, body in (await self._bodies(share)).items():
-            size += len(body)
-            if size > _REGISTRATION_BYTES:
-                break
-            with contextlib.suppress(ConfigError):  # the entry has the problem
-                declaration = self._catalog.declaration(body)
-                if self._wanted(mapper, device):
-                    declarations.append(declaration)
-        return declarations
+            return answer
 
     def _find(self, mapper: MapperInfo) -> MapperLink | None:
         return self._links.get(mapper.protocol, {}).get(mapper.name)
@@ -293,6 +345,7 @@ class Mappers:
         """It is there, or away, or has been away for long: the shares may be others now."""
         if review := self._reviews.pop(link, None):
             review.cancel()
+        link.lease.look()
         loop = asyncio.get_running_loop()
         away_s = link.away_s(loop.time())
         if not link.answering and self._find(link.mapper) is link:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from dmi import ConfigError, Desired, DeviceState, Reported, Twin, supersedes
 from edgecore.store import StateRow, TwinRow
 
-__all__ = ["Fault", "fault_of", "merge_state", "merge_twins", "read_state", "set_fault", "shown_state"]
+__all__ = ["Fault", "fault_of", "merge_state", "merge_twins", "read_state", "set_fault", "shown_state", "written"]
 
 ONLINE_CONFIRM_MS: Final = 10_000
 """How often a device that stays online has its last-online time stored and sent."""
@@ -47,16 +47,38 @@ def merge_twins(
         name = report.property_name
         before = rows.get(name) or stored.get(name)
         twin = before.twin if before else Twin(property_name=name)
+        if report.desired == _NOTHING_DESIRED and before is not None and before.desired_by_app:
+            desired = twin.desired  # a mapper without an order has nothing to say about an app's wish
+        else:
+            desired = _merge_desired(twin.desired, report.desired, types.get(name, ""), now_ms)
         after = Twin(
             property_name=name,
             reported=_merge_reported(twin.reported, report, types.get(name, ""), now_ms),
-            desired=_merge_desired(twin.desired, report.desired, types.get(name, ""), now_ms),
+            desired=desired,
         )
-        if before is None:
-            rows[name] = TwinRow(twin=after, version=1)
-        elif after != twin:
-            rows[name] = TwinRow(twin=after, version=before.version + 1, acked=before.acked)
+        if before is None or after != twin:
+            rows[name] = written(before or TwinRow(twin, version=0), after)
     return list(rows.values())
+
+
+def written(before: TwinRow, twin: Twin, *, by_app: bool = False) -> TwinRow:
+    """The row after a change made here; a side that changed gets its next version, and a tombstone is revived."""
+    other_value, other_wish = twin.reported != before.twin.reported, twin.desired != before.twin.desired
+    if before.deleted:  # what is not written is not there, instead of deleted
+        twin = replace(
+            twin,
+            reported=twin.reported if other_value else _NOTHING_REPORTED,
+            desired=twin.desired if other_wish else _NOTHING_DESIRED,
+        )
+    return replace(
+        before,
+        twin=twin,
+        version=before.version + 1,
+        deleted=False,
+        reported_edge=before.reported_edge + other_value,
+        desired_edge=before.desired_edge + other_wish,
+        desired_by_app=by_app if other_wish else before.desired_by_app,
+    )
 
 
 def _merge_reported(old: Reported, report: Twin, type_: str, now_ms: int) -> Reported:
@@ -104,20 +126,22 @@ def merge_state(
     same = (before.state, before.reason) == (state, reason)
     if same and (not online or 0 <= now_ms - before.last_online_ms < ONLINE_CONFIRM_MS):
         return None
-    return _changed(before, replace(before, state=state, reason=reason, last_online_ms=last_online_ms))
+    return _changed(before, replace(before, state=state, reason=reason, last_online_ms=last_online_ms), now_ms)
 
 
-def set_fault(stored: StateRow | None, fault: Fault | None) -> StateRow | None:
+def set_fault(stored: StateRow | None, fault: Fault | None, *, now_ms: int) -> StateRow | None:
     """Lay a fault over what the mapper said, or take it away."""
     before = stored or StateRow()
     state, reason = (fault.state, fault.reason) if fault else ("", "")
     if (before.fault_state, before.fault_reason) == (state, reason):
         return None
-    return _changed(before, replace(before, fault_state=state, fault_reason=reason))
+    return _changed(before, replace(before, fault_state=state, fault_reason=reason), now_ms)
 
 
-def _changed(before: StateRow, after: StateRow) -> StateRow:
-    """A new version only if the cloud would see a difference."""
+def _changed(before: StateRow, after: StateRow, now_ms: int) -> StateRow:
+    """A new version only if the cloud would see a difference; another reason is not another state."""
+    if shown_state(before)[0] != shown_state(after)[0]:
+        after = replace(after, since_ms=now_ms)
     differs = (shown_state(before), before.last_online_ms) != (shown_state(after), after.last_online_ms)
     return replace(after, version=before.version + 1) if differs else after
 

@@ -1,7 +1,7 @@
 """Twins and states as messages to the cloud, member for member as upstream's edge core writes them.
 
 Our additions are string keys inside the two inner `metadata` objects (`quality`, `write`, `reason`) and `reason` beside
-a state; each is absent when there is nothing to say.
+a state, with `since`; each is absent when there is nothing to say.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dmi import Desired, DeviceId, Reported, split_id
 from edgecore.devicetwin.merge import shown_state
 from edgecore.store import StateRow, TwinRow
 
-__all__ = ["membership_request", "state_message", "twin_message"]
+__all__ = ["membership_request", "rfc3339", "row_type", "state_message", "twin_message", "twin_view"]
 
 
 def twin_message(device: DeviceId, rows: Iterable[TwinRow]) -> Message:
@@ -42,8 +42,9 @@ def state_message(device: DeviceId, row: StateRow) -> Message:
         "device": {
             "name": name,
             "state": state,
-            "lastOnlineTime": _rfc3339(row.last_online_ms),
+            "lastOnlineTime": rfc3339(row.last_online_ms),
             **({"reason": reason} if reason else {}),
+            **({"since": row.since_ms} if row.since_ms else {}),
         },
     }
     return _message("update", state_resource(namespace, name), _as_text(content))
@@ -66,17 +67,33 @@ def _message(operation: str, resource: str, content: Any) -> Message:
 
 
 def _twin(row: TwinRow) -> dict[str, Any]:
-    reported, desired = row.twin.reported, row.twin.desired
-    version = {"cloud": 0, "edge": row.version}
+    view = twin_view(row)
+    if row.deleted:
+        deleted = {"metadata": {"timestamp": row.twin.reported.collected_ms}}
+        view = {"expected": deleted, "actual": deleted, **view}
     return {
-        # As upstream, a side is absent while it never had a value.
-        **({"expected": _expected(desired)} if desired.updated_ms else {}),
-        **({"actual": _actual(reported)} if reported.collected_ms else {}),
-        "optional": True,
-        "metadata": {"type": reported.type or desired.type or "string"},
-        "expected_version": version,
-        "actual_version": version,
+        **view,
+        "expected_version": {"cloud": row.desired_cloud, "edge": row.desired_edge},
+        "actual_version": {"cloud": row.reported_cloud, "edge": row.reported_edge},
     }
+
+
+def twin_view(row: TwinRow) -> dict[str, Any]:
+    """A twin without its versions, as local apps see it too. As upstream, a side is absent while it never had a value,
+    and both are in a tombstone, whose type is `deleted`.
+    """
+    reported, desired = row.twin.reported, row.twin.desired
+    return {
+        **({"expected": _expected(desired)} if desired.updated_ms and not row.deleted else {}),
+        **({"actual": _actual(reported)} if reported.collected_ms and not row.deleted else {}),
+        "optional": row.optional,
+        "metadata": {"type": "deleted" if row.deleted else row_type(row) or "string"},
+    }
+
+
+def row_type(row: TwinRow) -> str:
+    """Empty while it has none, as a tombstone."""
+    return row.twin.reported.type or row.twin.desired.type
 
 
 def _expected(desired: Desired) -> dict[str, Any]:
@@ -102,7 +119,7 @@ def _as_text(content: Any) -> str:
     return msgspec.json.encode(content).decode()
 
 
-def _rfc3339(epoch_ms: int) -> str:
+def rfc3339(epoch_ms: int) -> str:
     """UTC, whole seconds; empty for never."""
     if not epoch_ms:
         return ""

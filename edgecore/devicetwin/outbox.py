@@ -8,7 +8,7 @@ the time of sending, so it is always the newest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ __all__ = ["InFlight", "Key", "Outbox", "Subject"]
 ACK_TIMEOUT_S: Final = 10.0
 
 Subject = Literal["twins", "state"]
+_SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
 
 
 class Key(Struct, frozen=True):
@@ -44,6 +45,8 @@ class Outbox:
         self._taken: set[Key] = set()
         self._in_flight: dict[Key, InFlight] = {}
         self._by_id: dict[str, Key] = {}
+        self._unconfirmed_since: dict[Key, float] = {}
+        """First sent at; sending again does not count."""
 
     @property
     def due(self) -> int:
@@ -52,6 +55,15 @@ class Outbox:
     @property
     def in_flight(self) -> int:
         return len(self._in_flight)
+
+    def unconfirmed_since(self, device: DeviceId) -> float | None:
+        """When what the cloud has not confirmed of the device was first sent; None: nothing is on its way."""
+        times = (self._unconfirmed_since.get(Key(device, subject)) for subject in _SUBJECTS)
+        return min((at for at in times if at is not None), default=None)
+
+    def is_due(self, key: Key) -> bool:
+        """Whether it goes next, with nothing of it on its way."""
+        return key in self._due
 
     def mark(self, key: Key) -> None:
         """Something of it changed, or is to be said again."""
@@ -73,9 +85,13 @@ class Outbox:
         self._taken.discard(flight.key)
         self._in_flight[flight.key] = flight
         self._by_id[flight.message_id] = flight.key
+        self._unconfirmed_since.setdefault(flight.key, flight.sent_at)
 
     def nothing_to_send(self, key: Key) -> None:
+        """There is nothing, or it could not be sent and is marked again."""
         self._taken.discard(key)
+        if key not in self._again:
+            self._unconfirmed_since.pop(key, None)
         self._due_again(key)
 
     def confirmed(self, message_id: str) -> InFlight | None:
@@ -84,6 +100,7 @@ class Outbox:
         if key is None:
             return None
         flight = self._in_flight.pop(key)
+        self._unconfirmed_since.pop(key, None)
         self._due_again(key)
         return flight
 
@@ -106,6 +123,7 @@ class Outbox:
         for key in (Key(device, "twins"), Key(device, "state")):
             self._due.pop(key, None)
             self._again.discard(key)
+            self._unconfirmed_since.pop(key, None)
             flight = self._in_flight.pop(key, None)
             if flight is not None:
                 del self._by_id[flight.message_id]

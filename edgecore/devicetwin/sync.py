@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Mapping
 from typing import Final
 
 from cloudedge import ConnectionLost, Message
@@ -16,9 +17,11 @@ from dmi import DeviceId, NodeName
 from edgecore.bus import Bus, CloudConnected, CloudLost, Confirmed, Upstream
 from edgecore.devicetwin.messages import membership_request, state_message, twin_message
 from edgecore.devicetwin.outbox import InFlight, Key, Outbox
+from edgecore.metrics import Metrics
 from edgecore.store import (
     Database,
     StoreError,
+    TwinRow,
     acknowledge_state,
     acknowledge_twins,
     dirty_devices,
@@ -35,11 +38,21 @@ READ_AT_ONCE: Final = 64
 _STORE_RETRY_S: Final = 1.0
 _EXPIRE_EVERY_S: Final = 1.0
 
+Rows = Mapping[str, TwinRow]
 _Outgoing = tuple[Key, Message | None, dict[str, int]]
 
 
 class CloudSync:
-    def __init__(self, database: Database, bus: Bus, *, node: NodeName) -> None:
+    def __init__(self, database: Database, bus: Bus, *, node: NodeName, metrics: Metrics | None = None) -> None:
+        metrics = metrics or Metrics()
+        name = "kubetwin_edgecore_cloud_reports"
+        self._sent = metrics.counter(f"{name}_sent_total", "Messages to the cloud about a device.", "subject")
+        self._confirmed = metrics.counter(f"{name}_confirmed_total", "Those that the cloud has confirmed.", "subject")
+        self._resent = metrics.counter(f"{name}_unconfirmed_total", "Those not confirmed in time, and sent again.")
+        metrics.gauge(
+            f"{name}_waiting", "Devices' twins or states to be sent.", read=lambda: {(): float(self._outbox.due)}
+        )
+        metrics.gauge(f"{name}_in_flight", "Messages on their way.", read=lambda: {(): float(self._outbox.in_flight)})
         self._database = database
         self._bus = bus
         self._node = node
@@ -47,18 +60,34 @@ class CloudSync:
         self._due = asyncio.Event()
         self._connected = asyncio.Event()
         self._connection_number = 0
+        self._ask_for_objects = False
+        self._at_hand: dict[Key, Rows] = {}
+        """Of keys that are due, what there is to say; at most `READ_AT_ONCE`."""
+        database.rebuilt.append(self._store_was_rebuilt)
         bus.subscribe(CloudConnected, self._start_over)
         bus.subscribe(CloudLost, self._pause)
         bus.subscribe(Confirmed, self._confirm)
 
-    def mark_twins(self, device: DeviceId) -> None:
-        self._mark(Key(device, "twins"))
+    def mark_twins(self, device: DeviceId, rows: Rows | None = None) -> None:
+        """`rows`: all of the device's, as they were committed last, from who has them at hand. On an idle path they go
+        without being read again.
+        """
+        key = Key(device, "twins")
+        self._mark(key)
+        idle = self._connected.is_set() and self._outbox.is_due(key) and len(self._at_hand) < READ_AT_ONCE
+        if idle and rows is not None:
+            self._at_hand[key] = rows
 
     def mark_state(self, device: DeviceId) -> None:
         self._mark(Key(device, "state"))
 
     def forget(self, device: DeviceId) -> None:
+        self._at_hand.pop(Key(device, "twins"), None)
         self._outbox.forget(device)
+
+    def unconfirmed_since(self, device: DeviceId) -> float | None:
+        """Loop time since which the cloud is told something of the device that it does not confirm; None: nothing."""
+        return self._outbox.unconfirmed_since(device)
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -67,6 +96,7 @@ class CloudSync:
             tasks.create_task(self._expire(), name="devicetwin unconfirmed")
 
     def _mark(self, key: Key) -> None:
+        self._at_hand.pop(key, None)
         self._outbox.mark(key)
         self._due.set()
 
@@ -78,6 +108,7 @@ class CloudSync:
             ]
 
         await self._bus.publish(Upstream(membership_request(self._node)))
+        self._ask_for_objects = False
         keys = await self._database.run(job)
         self._outbox.restart(keys)
         self._connection_number += 1
@@ -85,13 +116,22 @@ class CloudSync:
         self._due.set()
         logger.info("%d device reports to bring up to date", len(keys))
 
+    def _store_was_rebuilt(self) -> None:
+        """What is on its way carries versions that mean nothing any more, and the objects are to come again."""
+        self._at_hand.clear()
+        self._outbox.restart(())
+        self._ask_for_objects = True
+        self._due.set()
+
     async def _pause(self, _: CloudLost) -> None:
+        self._at_hand.clear()
         self._connected.clear()
 
     async def _confirm(self, event: Confirmed) -> None:
         flight = self._outbox.confirmed(event.message_id)
         if flight is None:
             return
+        self._confirmed.add(flight.key.subject)
         self._due.set()
 
         def job(db: sqlite3.Connection) -> None:
@@ -101,14 +141,14 @@ class CloudSync:
                 acknowledge_state(db, flight.key.device, flight.versions[""])
 
         # Not waited for; and a read that is queued after it sees it done.
-        self._database.post(job)
+        self._database.post_along(job)
 
     async def _send_due(self) -> None:
         while True:
             await self._due.wait()
             await self._connected.wait()
             keys = self._outbox.take(READ_AT_ONCE)
-            if not keys:
+            if not keys and not self._ask_for_objects:
                 self._due.clear()
                 continue
             number = self._connection_number
@@ -128,7 +168,10 @@ class CloudSync:
         """Send what these keys stand for. Those that could not be sent are due again."""
         left = dict.fromkeys(keys)
         try:
-            for key, message, versions in await self._database.run(lambda db: [_read(db, wanted) for wanted in keys]):
+            if self._ask_for_objects:
+                await self._bus.publish(Upstream(membership_request(self._node)))
+                self._ask_for_objects = False
+            for key, message, versions in await self._read(keys):
                 del left[key]
                 if message is None:
                     self._outbox.nothing_to_send(key)
@@ -136,10 +179,19 @@ class CloudSync:
                 now = asyncio.get_running_loop().time()
                 self._outbox.sent(InFlight(key=key, message_id=message.id, versions=versions, sent_at=now))
                 await self._bus.publish(Upstream(message))
+                self._sent.add(key.subject)
         finally:
             for key in left:
                 self._outbox.mark(key)
                 self._outbox.nothing_to_send(key)
+
+    async def _read(self, keys: list[Key]) -> list[_Outgoing]:
+        at_hand = [_twins(key, rows) for key in keys if (rows := self._at_hand.pop(key, None)) is not None]
+        if len(at_hand) == len(keys):
+            return at_hand
+        there = {key for key, _, _ in at_hand}
+        others = [key for key in keys if key not in there]
+        return at_hand + await self._database.run(lambda db: [_read(db, key) for key in others])
 
     async def _expire(self) -> None:
         loop = asyncio.get_running_loop()
@@ -149,6 +201,7 @@ class CloudSync:
             # What was on its way when the connection went is given up by the next one.
             late = self._outbox.expire(loop.time()) if self._connected.is_set() else 0
             if late:
+                self._resent.add(amount=late)
                 self._due.set()
                 if not waiting:
                     logger.warning("the cloud does not confirm reports: sending %d of them again", late)
@@ -157,10 +210,14 @@ class CloudSync:
 
 def _read(db: sqlite3.Connection, key: Key) -> _Outgoing:
     if key.subject == "twins":
-        rows = get_twins(db, key.device, dirty=True)
-        versions = {name: row.version for name, row in rows.items()}
-        return key, twin_message(key.device, rows.values()) if rows else None, versions
+        return _twins(key, get_twins(db, key.device, dirty=True))
     row = get_state(db, key.device)
     if row is None or row.version == 0:
         return key, None, {}
     return key, state_message(key.device, row), {"": row.version}
+
+
+def _twins(key: Key, rows: Rows) -> _Outgoing:
+    dirty = {name: row for name, row in rows.items() if row.dirty}
+    versions = {name: row.version for name, row in dirty.items()}
+    return key, twin_message(key.device, dirty.values()) if dirty else None, versions

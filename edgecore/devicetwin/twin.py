@@ -6,23 +6,31 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from cloudedge.message import now_ms
 from dmi import DeviceId, ModelId, NodeName, device_id
 from dmi.client import MapperClient
 from dmi.local import LocalDmi
 from dmi.ports import LOCAL, MapperInfo, MapperPort
 from dmi.server import serve_edgecore
-from edgecore.bus import Bus, ObjectChange, ObjectsChanged
+from edgecore.bus import Bus, CloudLink, ObjectChange, ObjectsChanged
+from edgecore.config import DeviceTwinConfig
+from edgecore.devicetwin.apps import TwinApps
 from edgecore.devicetwin.catalog import Catalog, Entry
+from edgecore.devicetwin.facts import Facts
 from edgecore.devicetwin.faults import FaultClock
 from edgecore.devicetwin.intake import Intake
+from edgecore.devicetwin.limits import Limits
 from edgecore.devicetwin.links import CALL_TIMEOUT_S
 from edgecore.devicetwin.mappers import Mappers
 from edgecore.devicetwin.merge import Fault, fault_of, set_fault
+from edgecore.devicetwin.peers import allowed_of, guarded_socket, inner_socket
+from edgecore.devicetwin.publisher import TwinPublisher
 from edgecore.devicetwin.sync import CloudSync
+from edgecore.metrics import Metrics
 from edgecore.store import (
     Database,
     delete_device,
@@ -40,49 +48,121 @@ __all__ = ["DeviceTwin"]
 
 logger = logging.getLogger(__name__)
 
-NO_MAPPER_GRACE_S: Final = 10.0
-"""How long a mapper may take to register, or to answer, before its devices are shown as unknown."""
 DECLARATION_GRACE_S: Final = 1.0
 """A device's model may be right behind it."""
 
 
 class DeviceTwin:
-    """`local`: where mappers of this process meet it; others come to `socket`."""
+    """`local`: where mappers of this process meet it; others come to `socket`.
+
+    Raises:
+        ConfigError: The allow list names somebody who is not on this machine.
+    """
 
     def __init__(
-        self, database: Database, bus: Bus, *, node: NodeName, socket: Path, local: LocalDmi | None = None
+        self,
+        database: Database,
+        bus: Bus,
+        *,
+        node: NodeName,
+        socket: Path,
+        local: LocalDmi | None = None,
+        config: DeviceTwinConfig | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        config = config or DeviceTwinConfig()
+        metrics = self._metrics = metrics or Metrics()
+        self._allowed = allowed_of(config.dmi_allowed_users, config.dmi_allowed_groups)
+        metrics.gauge(
+            "kubetwin_edgecore_devices", "Devices of this node.", read=lambda: {(): float(len(self._catalog))}
+        )
         self._database = database
+        self._node = node
         self._socket = socket
         self._local = local or LocalDmi()
         self._catalog = Catalog(node)
-        self._sync = CloudSync(database, bus, node=node)
+        self._sync = CloudSync(database, bus, node=node, metrics=metrics)
         self._mappers = Mappers(
-            database, self._catalog, node=node, dial=self._dial, bodies=self._bodies, judge=self._judge
+            database,
+            self._catalog,
+            node=node,
+            dial=self._dial,
+            bodies=self._bodies,
+            judge=self._judge,
+            metrics=metrics,
         )
+        self._publisher = TwinPublisher(bus, node=node)
         self._intake = Intake(
             database,
             self._catalog,
             self._sync,
             node=node,
             register=self._mappers.register,
-            heard=self._mappers.heard,
+            heard=self._heard,
+            publisher=self._publisher,
         )
+        self._apps = TwinApps(
+            database,
+            self._catalog,
+            self._sync,
+            bus,
+            node=node,
+            publisher=self._publisher,
+            reports=self._intake.reports,
+            spoken_for=self._app_speaks_for,
+            metrics=metrics,
+        )
+        self._limits = Limits(
+            self._intake,
+            rate=config.report_rate,
+            burst=config.report_burst,
+            runner=self._mappers.runner,
+            registered=lambda: self._mappers.registered,
+            backlog=lambda: database.backlog,
+            metrics=metrics,
+        )
+        self._of_apps: set[DeviceId] = set()
+        """Devices whose state an app reported last, not a mapper."""
         self._faults = FaultClock({})
         self._faults_changed = asyncio.Event()
         bus.subscribe(ObjectsChanged, self._take_changes)
+
+    def facts(self, *, cloud: Callable[[], CloudLink], mqtt_trouble: Callable[[], str] = lambda: "") -> Facts:
+        """A reader of what is known of devices; `cloud` and `mqtt_trouble` are asked each time."""
+        return Facts(
+            self._database,
+            self._catalog,
+            self._mappers,
+            self._sync,
+            self._intake.reports,
+            node=self._node,
+            cloud=cloud,
+            mqtt_trouble=mqtt_trouble,
+        )
 
     async def run(self, ready: asyncio.Event) -> None:
         """Serve until cancelled; `ready` is set once mappers and cloud can be let in."""
         mappers = await self._restore()
         async with asyncio.TaskGroup() as tasks, self._mappers.running(mappers):
             tasks.create_task(self._sync.run(), name="devicetwin")
+            tasks.create_task(self._apps.run(), name="devicetwin apps")
             tasks.create_task(self._show_faults(), name="devicetwin faults")
             self._judge(self._catalog)
-            async with serve_edgecore(self._intake, self._socket), self._local.serve_edgecore(self._intake):
+            async with self._serve_mappers():
                 logger.info("mappers are served on %s", self._socket)
                 ready.set()
                 await asyncio.get_running_loop().create_future()
+
+    @contextlib.asynccontextmanager
+    async def _serve_mappers(self) -> AsyncIterator[None]:
+        limits, allowed = self._limits, self._allowed
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._local.serve_edgecore(limits))
+            served = self._socket if allowed is None else inner_socket(self._socket)
+            await stack.enter_async_context(serve_edgecore(limits, served, malformed=limits.malformed))
+            if allowed is not None:
+                await stack.enter_async_context(guarded_socket(self._socket, served, allowed, self._metrics))
+            yield
 
     # Objects
 
@@ -133,11 +213,16 @@ class DeviceTwin:
             self._sync.forget(device)
             self._faults.forget(device)
             self._intake.forget(device)
+            self._of_apps.discard(device)
             self._database.post(lambda db: delete_device(db, device))
+            if before is not None:
+                self._publisher.publish_removed(device)
             if change.body is None and before is not None:
                 logger.info("device %s removed", device)
                 self._mappers.wake(device, before.protocol)
         if change.body is not None:
+            if device not in self._catalog:
+                self._publisher.publish_added(device)
             self._put_device(device, change.body)
 
     def _put_device(self, device: DeviceId, body: bytes) -> None:
@@ -181,8 +266,20 @@ class DeviceTwin:
             return None, 0.0
         if entry.problem:
             return Fault("unhealthy", entry.problem), DECLARATION_GRACE_S
-        fault = self._mappers.fault(device, entry)
-        return fault, NO_MAPPER_GRACE_S if fault and fault.state == "unknown" else DECLARATION_GRACE_S
+        fault, grace_s = self._mappers.fault(device, entry)
+        if fault is not None and fault.state == "unknown" and device in self._of_apps:
+            return None, 0.0
+        return fault, grace_s
+
+    def _app_speaks_for(self, device: DeviceId) -> None:
+        """An app does a mapper's work: as long as no mapper speaks, none is missed."""
+        if device not in self._of_apps:
+            self._of_apps.add(device)
+            self._judge([device])
+
+    def _heard(self, device: DeviceId) -> None:
+        self._of_apps.discard(device)
+        self._mappers.heard(device)
 
     async def _show_faults(self) -> None:
         loop = asyncio.get_running_loop()
@@ -200,8 +297,10 @@ class DeviceTwin:
                 logger.warning("%s: %s: %s", which, fault.state, fault.reason)
 
     def _write_fault(self, device: DeviceId, fault: Fault | None) -> None:
+        now = now_ms()
+
         def job(db: sqlite3.Connection) -> bool:
-            return update_state(db, device, lambda row: set_fault(row, fault))
+            return update_state(db, device, lambda row: set_fault(row, fault, now_ms=now))
 
         def then(changed: bool) -> None:
             if changed:

@@ -18,8 +18,9 @@ from typing import Final
 from msgspec import Struct
 
 from cloudedge import Connection, ConnectionLost, ConnectionRefused, Message, connect, new_message
+from cloudedge.message import now_ms
 from cloudedge.tls import client_context
-from edgecore.bus import Bus, CloudConnected, CloudLost, Upstream
+from edgecore.bus import Bus, CloudConnected, CloudLink, CloudLost, Upstream
 from edgecore.config import EdgeHubConfig
 from edgecore.edgehub.ratelimit import TokenBucket
 from edgecore.edgehub.routing import route
@@ -43,8 +44,17 @@ class EdgeHub:
         self._connection: Connection | None = None
         self._limit = TokenBucket(config.message_qps, config.message_burst)
         self._last_problem = ""
+        self._lost = ""
+        """Why the last connection ended."""
+        self._since_ms = now_ms()
         self._not_taken: dict[str, int] = {}
         bus.subscribe(Upstream, self._send)
+
+    @property
+    def link(self) -> CloudLink:
+        connected = self._connection is not None
+        trouble = "" if connected else self._last_problem or self._lost
+        return CloudLink(self._url, connected, self._since_ms, trouble)
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -58,7 +68,8 @@ class EdgeHub:
                     await self._use(connection)
                     if loop.time() - since >= STABLE_AFTER_S:
                         delays = retry_delays()
-            except Exception:  # nothing that goes wrong here may end the process
+            except Exception as error:  # nothing that goes wrong here may end the process
+                self._lost = f"the connection failed in an unexpected way: {error!r}"
                 logger.exception("the connection failed in an unexpected way; connecting again")
             await asyncio.sleep(next(delays))
 
@@ -92,7 +103,7 @@ class EdgeHub:
 
     async def _use(self, connection: Connection) -> None:
         """Serve one connection until it is lost."""
-        self._connection = connection
+        self._connection, self._since_ms = connection, now_ms()
         beat: asyncio.Task[None] | None = None
         try:
             await self._keep_alive(connection)
@@ -102,9 +113,10 @@ class EdgeHub:
             while True:
                 await self._pass_on(connection)
         except ConnectionLost as lost:
+            self._lost = str(lost)
             logger.warning("%s; connecting again", lost)
         finally:
-            self._connection = None
+            self._connection, self._since_ms = None, now_ms()
             if beat is not None:
                 beat.cancel()
                 await asyncio.wait([beat])  # awaiting it would take a cancellation of ours for its own

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cloudedge import Message
-from edgecore.bus import Confirmed, ObjectMessage, TwinMessage
+from edgecore.bus import Confirmed, ObjectMessage, TwinMessage, UserMessage
 
 __all__ = ["route"]
 
 
-def route(message: Message) -> ObjectMessage | TwinMessage | Confirmed | None:
+def route(message: Message) -> ObjectMessage | TwinMessage | UserMessage | Confirmed | None:
     """The event that carries it on; None for what no module here takes."""
     parent = message.header.parent_msg_id
     match message.route.group:
@@ -17,4 +17,7 @@ def route(message: Message) -> ObjectMessage | TwinMessage | Confirmed | None:
             return None if parent else ObjectMessage(message)
         case "twin":
             return Confirmed(parent) if parent else TwinMessage(message)
+        case "user":
+            # With a parent it answers a caller that waits; of the router's two, EventBus is the one that is here.
+            return UserMessage(message) if not parent and message.route.source == "router_eventbus" else None
     return None

@@ -96,6 +96,8 @@ class MetaManager:
                 await self._bus.publish(ObjectsChanged(tuple(changes)))
             except Exception:
                 logger.exception("changes of objects were stored, but not taken up; a restart will")
+        if self._database.trouble:
+            return  # in use, and not on a disk: not acknowledged, so the cloud sends it again until it is
         try:
             for work in batch:
                 if isinstance(work.task, Incoming):

@@ -1,12 +1,12 @@
-"""The SQLite file and the one thread that touches it.
+"""The event loop's side of the store: jobs, functions of the connection, are handed to its thread, results come back.
 
-Jobs are functions of the connection. What arrives while a transaction commits goes into the next one together, each job
-under a savepoint of its own, so that a job that fails takes no other with it; an idle database commits at once.
+What arrives while a transaction commits goes into the next one together (`edgecore.store.worker`).
 
 Durability: WAL survives a kill -9 with every commit. A job with `sync` (objects and mappers, which are acknowledged to
 somebody who will not say them again) is on the medium before it returns (`synchronous=FULL`). Twins and states are
 written with `NORMAL` and flushed at most a second later: a power cut also restarts the mapper, which reads its devices
-anew, and a flush for every report would wear out an SD card.
+anew, and a flush for every report would wear out an SD card. While there is `trouble`, nothing is on a disk
+(`edgecore.store.medium`).
 """
 
 from __future__ import annotations
@@ -14,57 +14,59 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import queue
 import sqlite3
-import threading
-import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from msgspec import Struct
+from edgecore.metrics import Metrics
+from edgecore.store.medium import Medium, StoreError, open_medium
+from edgecore.store.worker import Batch, Job, Worker
 
-from edgecore.store.migrations import migrate
-
-__all__ = ["Database", "StoreError", "open_database"]
+__all__ = ["MAX_BACKLOG", "Database", "StoreError", "open_database"]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-BATCH_JOBS: Final = 512
-FLUSH_AFTER_S: Final = 1.0
-_BUSY_TIMEOUT_S: Final = 5.0
-"""An edge core that is just stopping still holds the file for up to three seconds."""
-
-
-class StoreError(Exception):
-    """The file cannot be opened, or a transaction was not stored. Nothing of it is."""
-
-
-class _Job(Struct, eq=False):
-    run: Callable[[sqlite3.Connection], Any]
-    future: asyncio.Future[Any] | None
-    then: Callable[[Any], None] | None
-    sync: bool
-    result: Any = None
-    error: Exception | None = None
+MAX_BACKLOG: Final = 4096
+"""Jobs at once. Who asks for more waits; who cannot wait looks at `backlog` first."""
+ALONG_S: Final = 0.02
 
 
 class Database:
     """Made by `open_database`."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self._db = connection
+    def __init__(self, medium: Medium, metrics: Metrics | None = None) -> None:
+        self.path = medium.path
+        self.rebuilt: list[Callable[[], None]] = []
+        """Called on the event loop when the file was damaged and another one, mostly empty, took its place."""
+        self.backlog = 0
+        """Jobs that are queued or being done."""
+        self._medium = medium
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._worker = Worker(medium, done=self._settle_soon, ended=self._ended)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._along: list[Job] = []
+        self._along_timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._work, name="store", daemon=True)
-        self._unflushed_since: float | None = None
-        self._full_sync = True
-        self._failing = False
+        self._counts = _Counts(metrics or Metrics(), self)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written to disk, for people; empty: it is."""
+        return self._medium.trouble
+
+    @property
+    def trouble_since_ms(self) -> int:
+        """Epoch milliseconds; 0: there is none."""
+        return self._medium.trouble_since_ms
+
+    @property
+    def dropped_rows(self) -> int:
+        """Stored rows that made no sense and were dropped."""
+        return self._medium.dropped_rows
 
     async def run(
         self,
@@ -79,158 +81,152 @@ class Database:
         been cancelled meanwhile: what follows from a commit must not get lost with the one who asked for it.
 
         Raises:
-            StoreError: The transaction failed (disk full, damaged file); nothing of the job is stored.
+            StoreError: The transaction failed (no memory left either, damaged beyond repair); nothing of the job is
+                stored.
         """
+        if self._waiting or self.backlog >= MAX_BACKLOG:
+            await self._place()
+        else:
+            self.backlog += 1
         future: asyncio.Future[_T] = self._loop.create_future()
-        self._jobs.put(_Job(run=job, future=future, then=then, sync=sync))
+        if self._along:
+            self._send_along()
+        self._worker.jobs.put(Job(run=job, future=future, then=then, sync=sync))
         return await future
 
     def post(self, job: Callable[[sqlite3.Connection], _T], *, then: Callable[[_T], None] | None = None) -> None:
         """As `run`, for what nobody waits for. A failure is logged; what it would have stored is found out again."""
-        self._jobs.put(_Job(run=job, future=None, then=then, sync=False))
+        self._put(Job(run=job, future=None, then=then, sync=False))
+
+    def post_along(self, job: Callable[[sqlite3.Connection], object]) -> None:
+        """As `post`, in the transaction of the next other job, or in `ALONG_S` if there is none: what would only cost
+        one. Later jobs see it done."""
+        self._along.append(Job(run=job, future=None, then=None, sync=False))
+        if self._along_timer is None:
+            self._along_timer = self._loop.call_later(ALONG_S, self._send_along)
 
     async def close(self) -> None:
         """Do what is queued, then close the file."""
-        if self._thread.is_alive():
-            self._jobs.put(None)
+        self._send_along()
+        if self._worker.thread.is_alive():
+            self._worker.jobs.put(None)
             await self._closed
-            self._thread.join()
+            self._worker.thread.join()
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.thread.start()
 
-    # Below runs in the thread, except `_settle`.
+    def _put(self, job: Job) -> None:
+        if self._along:
+            self._send_along()
+        self.backlog += 1
+        self._worker.jobs.put(job)
 
-    def _work(self) -> None:
+    def _send_along(self) -> None:
+        if self._along_timer is not None:
+            self._along_timer.cancel()
+            self._along_timer = None
+        jobs, self._along = self._along, []
+        self.backlog += len(jobs)
+        for job in jobs:
+            self._worker.jobs.put(job)
+
+    async def _place(self) -> None:
+        """Wait for one of the places in the backlog; who has waited longest gets the next."""
+        place = self._loop.create_future()
+        self._waiting.append(place)
         try:
-            while self._work_once():
-                pass
-        finally:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.close()
-            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
-                self._loop.call_soon_threadsafe(self._set_closed)
-
-    def _work_once(self) -> bool:
-        try:
-            first = self._jobs.get(timeout=self._flush_in())
-        except queue.Empty:
-            self._flush()
-            return True
-        batch, go_on = self._collect(first)
-        if batch:
-            self._commit(batch)
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._settle, batch)
-        return go_on
-
-    def _collect(self, first: _Job | None) -> tuple[list[_Job], bool]:
-        batch: list[_Job] = []
-        job = first
-        while job is not None:
-            batch.append(job)
-            if len(batch) >= BATCH_JOBS:
-                return batch, True
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return batch, True
-        return batch, False
-
-    def _commit(self, batch: list[_Job]) -> None:
-        try:
-            self._set_sync(any(job.sync for job in batch))
-            self._db.execute("BEGIN")
-            changes = self._db.total_changes
-            for job in batch:
-                self._attempt(job)
-            self._db.execute("COMMIT")
-            if self._db.total_changes != changes:
-                self._note_commit()
-        except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            for job in batch:
-                job.error = StoreError(f"{self.path}: not stored: {error}")
-                job.error.__cause__ = error
-            if not self._failing:
-                self._failing = True
-                logger.error("%s cannot be written: %s; reports are refused until it can", self.path, error)
-        else:
-            if self._failing:
-                self._failing = False
-                logger.warning("%s can be written again", self.path)
-
-    def _attempt(self, job: _Job) -> None:
-        """One job under a savepoint. Its own failure stays its own; one of SQLite ends the batch."""
-        self._db.execute("SAVEPOINT job")
-        try:
-            job.result = job.run(self._db)
-        except sqlite3.IntegrityError as error:
-            job.error = StoreError(f"{self.path}: not stored: {error}")
-        except sqlite3.Error:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._leave(1)
             raise
-        except Exception as error:  # noqa: BLE001 - handed to the caller
-            job.error = error
-        if job.error is not None:
-            self._db.execute("ROLLBACK TO job")
-        self._db.execute("RELEASE job")
 
-    def _set_sync(self, full: bool) -> None:
-        if full != self._full_sync:
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
-            self._full_sync = full
+    def _leave(self, jobs: int) -> None:
+        self.backlog -= jobs
+        while self._waiting and self.backlog < MAX_BACKLOG:
+            place = self._waiting.popleft()
+            if not place.done():
+                self.backlog += 1
+                place.set_result(None)
 
-    def _note_commit(self) -> None:
-        if self._full_sync:
-            self._unflushed_since = None
-        elif self._unflushed_since is None:
-            self._unflushed_since = time.monotonic()
-        elif time.monotonic() - self._unflushed_since >= FLUSH_AFTER_S:
-            self._flush()
+    def _settle_soon(self, batch: Batch) -> None:
+        """In the worker's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
+            self._loop.call_soon_threadsafe(self._settle, batch)
 
-    def _flush_in(self) -> float | None:
-        if self._unflushed_since is None:
-            return None
-        return max(self._unflushed_since + FLUSH_AFTER_S - time.monotonic(), 0.0)
-
-    def _flush(self) -> None:
-        """Put what `NORMAL` commits left in the page cache onto the medium."""
-        self._unflushed_since = None
-        try:
-            descriptor = os.open(f"{self.path}-wal", os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            logger.warning("%s-wal cannot be flushed: %s", self.path, error)
+    def _ended(self) -> None:
+        """In the worker's thread."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._set_closed)
 
     def _set_closed(self) -> None:
         if not self._closed.done():
             self._closed.set_result(None)
 
-    @staticmethod
-    def _settle(batch: list[_Job]) -> None:
-        for job in batch:
-            waiter = job.future if job.future is not None and not job.future.done() else None
-            if job.error is not None:
-                if waiter is not None:
-                    waiter.set_exception(job.error)
-                elif job.future is None:
-                    logger.error("%s", job.error)
-                continue
-            if job.then is not None:
-                try:
-                    job.then(job.result)
-                except Exception:
-                    logger.exception("what follows a commit failed")
-            if waiter is not None:
-                waiter.set_result(job.result)
+    def _settle(self, batch: Batch) -> None:
+        self._counts.note(batch)
+        if batch.rebuilt:
+            for listener in self.rebuilt:
+                listener()
+        for job in batch.jobs:
+            _settle(job)
+        self._leave(len(batch.jobs))
+
+
+def _settle(job: Job) -> None:
+    waiter = job.future if job.future is not None and not job.future.done() else None
+    if job.error is not None:
+        if waiter is not None:
+            waiter.set_exception(job.error)
+        elif job.future is None:
+            logger.error("%s", job.error)
+        return
+    if job.then is not None:
+        try:
+            job.then(job.result)
+        except Exception:
+            logger.exception("what follows a commit failed")
+    if waiter is not None:
+        waiter.set_result(job.result)
+
+
+class _Counts:
+    """What the store shows of itself."""
+
+    def __init__(self, metrics: Metrics, database: Database) -> None:
+        name = "kubetwin_edgecore_store_"
+        self._jobs = metrics.counter(f"{name}jobs_total", "Jobs done in transactions.", "result")
+        self._transactions = metrics.counter(f"{name}transactions_total", "Transactions that wrote something.")
+        self._seconds = metrics.counter(f"{name}transaction_seconds_total", "Time spent in transactions.")
+        self._rebuilt = metrics.counter(f"{name}rebuilt_total", "Times the file was damaged and replaced.")
+        self._largest = 0
+        metrics.gauge(
+            f"{name}largest_batch_jobs", "The most jobs in one transaction.", read=lambda: {(): float(self._largest)}
+        )
+        metrics.gauge(f"{name}backlog_jobs", "Jobs that wait.", read=lambda: {(): float(database.backlog)})
+        metrics.gauge(
+            f"{name}in_memory", "1 while the disk takes nothing.", read=lambda: {(): float(bool(database.trouble))}
+        )
+        metrics.gauge(
+            f"{name}dropped_rows",
+            "Stored rows that made no sense and were dropped.",
+            read=lambda: {(): float(database.dropped_rows)},
+        )
+
+    def note(self, batch: Batch) -> None:
+        failed = sum(job.error is not None for job in batch.jobs)
+        self._jobs.add("done", amount=len(batch.jobs) - failed)
+        if failed:
+            self._jobs.add("failed", amount=failed)
+        self._transactions.add(amount=batch.wrote)
+        self._seconds.add(amount=batch.seconds)
+        self._rebuilt.add(amount=batch.rebuilt)
+        self._largest = max(self._largest, len(batch.jobs))
 
 
 @contextlib.asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[Database]:
+async def open_database(path: Path, *, metrics: Metrics | None = None) -> AsyncIterator[Database]:
     """Open or make the file, bring its schema up to date, and run its thread while the block runs.
 
     A damaged file is set aside under another name, named in the log, and replaced by an empty one, which the cloud and
@@ -239,68 +235,9 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     Raises:
         StoreError: No such directory, no permission, in use by another process, or of a later version.
     """
-    database = Database(path, _open(path))
+    database = Database(open_medium(path), metrics)
     database.start()
     try:
         yield database
     finally:
         await database.close()
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _connect(path)
-    except sqlite3.DatabaseError as error:
-        if not _is_damage(error):
-            raise StoreError(f"{path}: {error}{_advice(error)}") from error
-        aside = _set_aside(path)
-        logger.error("%s is damaged (%s): set aside as %s, starting with an empty one", path, error, aside)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: {error}") from error
-    try:
-        return _connect(path)
-    except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"{path}: {error}") from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the mode must be right before the first byte
-    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    try:
-        # One process at a time, held by the kernel, and no shared-memory file beside it.
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA journal_size_limit = 4194304")
-        db.execute("PRAGMA cache_size = -1024")
-        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        migrate(db)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    # An error of our own check, SQLITE_CORRUPT, SQLITE_NOTADB; not busy, full, read-only or no permission.
-    return getattr(error, "sqlite_errorname", "SQLITE_CORRUPT").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
-
-
-def _advice(error: sqlite3.DatabaseError) -> str:
-    if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
-        return ": another edgecore uses it; stop that one, or choose another database.dataSource"
-    return ""
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename the file and its log, and return the new name."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    path.rename(aside)
-    return aside

@@ -59,6 +59,7 @@ _STEPS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE twin ADD COLUMN reported_cloud INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE twin ADD COLUMN desired_edge INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE twin ADD COLUMN desired_cloud INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE twin ADD COLUMN desired_by_app INTEGER NOT NULL DEFAULT 0",
         "UPDATE twin SET reported_edge = version WHERE reported_ms > 0",
         "UPDATE twin SET desired_edge = version WHERE desired_ms > 0",
         # Since when a device is in the state that is shown; 0: not known.

@@ -14,6 +14,7 @@ __all__ = [
     "acknowledge_state",
     "faulty_devices",
     "get_state",
+    "list_states",
     "put_state",
     "stated_devices",
     "update_state",
@@ -32,9 +33,11 @@ class StateRow(Struct, frozen=True):
     version: int = 0
     acked: int = 0
     """The last version that the cloud confirmed."""
+    since_ms: int = 0
+    """Since when the state that is shown is what it is, epoch milliseconds; 0: not known."""
 
 
-_COLUMNS = "state, reason, fault_state, fault_reason, last_online_ms, version, acked"
+_COLUMNS = "state, reason, fault_state, fault_reason, last_online_ms, version, acked, since_ms"
 
 
 def get_state(db: sqlite3.Connection, device: DeviceId) -> StateRow | None:
@@ -44,7 +47,7 @@ def get_state(db: sqlite3.Connection, device: DeviceId) -> StateRow | None:
 
 def put_state(db: sqlite3.Connection, device: DeviceId, row: StateRow) -> None:
     db.execute(
-        f"INSERT OR REPLACE INTO device_state (device, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        f"INSERT OR REPLACE INTO device_state (device, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
         (device, *_values(row)),
     )
 
@@ -73,6 +76,11 @@ def stated_devices(db: sqlite3.Connection) -> list[DeviceId]:
     return [DeviceId(device) for (device,) in db.execute("SELECT device FROM device_state WHERE version > 0")]
 
 
+def list_states(db: sqlite3.Connection) -> dict[DeviceId, StateRow]:
+    rows = db.execute(f"SELECT device, {_COLUMNS} FROM device_state")  # noqa: S608 - constants
+    return {DeviceId(row[0]): StateRow(*row[1:]) for row in rows}
+
+
 def faulty_devices(db: sqlite3.Connection) -> dict[DeviceId, StateRow]:
     """Those with a fault shown."""
     rows = db.execute(f"SELECT device, {_COLUMNS} FROM device_state WHERE fault_state != ''")  # noqa: S608
@@ -88,4 +96,5 @@ def _values(row: StateRow) -> tuple[str | int, ...]:
         row.last_online_ms,
         row.version,
         row.acked,
+        row.since_ms,
     )

@@ -1,13 +1,15 @@
-"""One row per device and property: the twin, its version, and the version the cloud confirmed."""
+"""One row per device and property: the twin document, its version, and the version the cloud confirmed."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
+from typing import Final, cast, get_args
 
 from msgspec import Struct
 
 from dmi import Desired, DeviceId, Reported, Twin
+from dmi.twins import Quality, WriteState
 
 __all__ = [
     "TwinRow",
@@ -20,12 +22,32 @@ __all__ = [
     "put_twins",
 ]
 
+_QUALITIES: Final[frozenset[str]] = frozenset(get_args(Quality))
+_WRITE_STATES: Final[frozenset[str]] = frozenset(get_args(WriteState))
+_NOTHING_DESIRED: Final = Desired()
+
 
 class TwinRow(Struct, frozen=True):
+    """The versions of the two sides are upstream's document model (device contract 3.3). `version` is not derived from
+    them: it says whether the cloud is to be told.
+    """
+
     twin: Twin
     version: int
-    """Counts changes of either side, from 1."""
+    """Counts what the cloud is to hear, from 1."""
     acked: int = 0
+    """The last version that the cloud has."""
+    optional: bool = True
+    """May be deleted. Becomes false, never true again."""
+    deleted: bool = False
+    """A tombstone: both sides of `twin` are empty, with the time of the deletion. A later write revives it."""
+    reported_edge: int = 0
+    """With the next one the version of the reported side: changes made here, and the last that came from the cloud."""
+    reported_cloud: int = 0
+    desired_edge: int = 0
+    desired_cloud: int = 0
+    desired_by_app: bool = False
+    """The desired value is the wish of an app, or of a cloud's sync, not the order that the mapper has."""
 
     @property
     def dirty(self) -> bool:
@@ -34,8 +56,10 @@ class TwinRow(Struct, frozen=True):
 
 _COLUMNS = (
     "property, reported, reported_type, reported_ms, quality, reported_reason,"
-    " desired, desired_type, desired_ms, write, desired_reason, version, acked"
+    " desired, desired_type, desired_ms, write, desired_reason, version, acked,"
+    " optional, deleted, reported_edge, reported_cloud, desired_edge, desired_cloud, desired_by_app"
 )
+_MARKS = ", ".join("?" * (_COLUMNS.count(",") + 2))
 
 
 def get_twins(db: sqlite3.Connection, device: DeviceId, *, dirty: bool = False) -> dict[str, TwinRow]:
@@ -47,7 +71,7 @@ def get_twins(db: sqlite3.Connection, device: DeviceId, *, dirty: bool = False) 
 
 def put_twins(db: sqlite3.Connection, device: DeviceId, rows: Iterable[TwinRow]) -> None:
     db.executemany(
-        f"INSERT OR REPLACE INTO twin (device, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        f"INSERT OR REPLACE INTO twin (device, {_COLUMNS}) VALUES ({_MARKS})",  # noqa: S608 - constants
         [(device, *_values(row)) for row in rows],
     )
 
@@ -101,19 +125,46 @@ def _row(
     desired_reason: str,
     version: int,
     acked: int,
+    optional: int,
+    deleted: int,
+    reported_edge: int,
+    reported_cloud: int,
+    desired_edge: int,
+    desired_cloud: int,
+    desired_by_app: int,
 ) -> TwinRow:
-    # Through `from_metadata`, which also makes sense of a row that somebody edited by hand.
+    # Values somebody edited by hand count as absent; of a wrong type there are none (`edgecore.store.salvage`).
     twin = Twin(
-        property_name=name,
-        reported=Reported.from_metadata(
+        name,
+        Reported(
             reported,
-            {"type": reported_type, "timestamp": reported_ms, "quality": quality, "reason": reported_reason},
+            reported_type,
+            reported_ms,
+            cast(Quality, quality) if quality in _QUALITIES else "good",
+            reported_reason,
         ),
-        desired=Desired.from_metadata(
-            desired, {"type": desired_type, "timestamp": desired_ms, "write": write, "reason": desired_reason}
-        ),
+        Desired(
+            desired,
+            desired_type,
+            desired_ms,
+            cast(WriteState, write) if write in _WRITE_STATES else "",
+            desired_reason,
+        )
+        if desired_ms or desired or write
+        else _NOTHING_DESIRED,
     )
-    return TwinRow(twin=twin, version=version, acked=acked)
+    return TwinRow(
+        twin,
+        version,
+        acked,
+        bool(optional),
+        bool(deleted),
+        reported_edge,
+        reported_cloud,
+        desired_edge,
+        desired_cloud,
+        bool(desired_by_app),
+    )
 
 
 def _values(row: TwinRow) -> tuple[str | int, ...]:
@@ -132,4 +183,11 @@ def _values(row: TwinRow) -> tuple[str | int, ...]:
         desired.reason,
         row.version,
         row.acked,
+        row.optional,
+        row.deleted,
+        row.reported_edge,
+        row.reported_cloud,
+        row.desired_edge,
+        row.desired_cloud,
+        row.desired_by_app,
     )

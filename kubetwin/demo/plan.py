@@ -44,6 +44,11 @@ class Plan(Struct, frozen=True):
     def modbus(self) -> str:
         return f"127.0.0.1:{self.modbus_port}"
 
+    @property
+    def edge(self) -> Path:
+        """Edge core's local API."""
+        return self.directory / "edgecore.sock"
+
     def log(self, name: str) -> Path:
         return self.directory / "logs" / f"{name}.log"
 
@@ -132,6 +137,7 @@ class Plan(Struct, frozen=True):
             "kubectl": kubectl_path(),
             "modbus": self.modbus,
             "mapper": f"http://127.0.0.1:{self.http_port}",
+            "edge": str(self.edge),
             "pids": pids,
             "commands": {name: self.command(name) for name in PROCESSES},
         }

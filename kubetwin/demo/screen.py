@@ -55,18 +55,29 @@ def make_screen(plan: Plan, out: TextIO) -> Iterator[Screen]:
 
 def suggestions(plan: Plan) -> list[str]:
     """Lines to paste into another terminal."""
-    kubectl = f"{_short(kubectl_path())} --kubeconfig {shlex.quote(str(plan.kubeconfig))}"
+    config = shlex.quote(str(plan.kubeconfig))
+    kubectl = f"{_short(kubectl_path())} --kubeconfig {config}"
     device = next(d for d in yaml.safe_load_all(plan.manifests()) if d["kind"] == "Device")
     name = device["metadata"]["name"]
     wanted = [(i, p) for i, p in enumerate(device["spec"]["properties"]) if p.get("desired", {}).get("value")]
-    lines = [f"{kubectl} get devicestatuses", f"{kubectl} get devicestatuses -w"]
+    plugin = _short(_beside("kubectl-twin"))
+    lines = [
+        f"{kubectl} get devicestatuses",
+        f"{kubectl} get devicestatuses -w",
+        f"{plugin} --kubeconfig {config} get {name} -w",
+    ]
     if wanted:
         index, property_ = wanted[0]
         patch = f'[{{"op":"replace","path":"/spec/properties/{index}/desired/value","value":"42"}}]'
         lines.append(f"{kubectl} patch device {name} --type json -p '{patch}'")
-        plugin = _short(str(Path(sys.executable).parent / "kubectl-twin"))
-        lines.append(f"{plugin} --kubeconfig {shlex.quote(str(plan.kubeconfig))} set {name} {property_['name']}=43")
+        lines.append(f"{plugin} --kubeconfig {config} set {name} {property_['name']}=43 --wait")
+    edge = shlex.quote(str(plan.edge))
+    lines.append(f"{_short(_beside('kubetwin'))} why --kubeconfig {config} --edge {edge} default/{name}")
     return lines
+
+
+def _beside(program: str) -> str:
+    return str(Path(sys.executable).parent / program)
 
 
 def wrap_command(command: str, width: int) -> list[str]:

@@ -11,11 +11,13 @@ to any edge core that answers "too many", until everything is said.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from dmi.errors import DmiError, PeerRefused, PeerUnavailable
+from dmi.rpc import MAX_MESSAGE_BYTES
 from dmi.twins import Twin
 from dmi.types import DeviceId, DeviceState
 from mappers.sdk.schedule import epoch_ms
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 IN_FLIGHT: Final = 32
 """Calls under way at once, over all devices."""
 RETRY_S: Final = (1.0, 30.0)
+LIMITED_S: Final = (0.1, 2.0)
+"""Time until a device has its turn again that our own edge core had too many calls for. It takes thousands a second,
+and says so by a status code of its own."""
 PACED_S: Final = 1.05
 """Time from call to call to a stock edge core, and to any that said "too many"."""
 STOCK_BURST: Final = 50
@@ -36,6 +41,10 @@ STOCK_BURST: Final = 50
 mappers need some too, and a Go mapper whose registration finds none left ends."""
 YIELD_S: Final = 30.0
 """So long a confirmation lets changes of other devices go first, and no longer."""
+_BYTES_PER_CHAR: Final = 4
+"""At most, in UTF-8."""
+_TWIN_BYTES: Final = 512
+"""For a twin's keys, types, times and lengths, with room to spare."""
 
 
 class ReportClient(Protocol):
@@ -258,7 +267,9 @@ class Uplink:
                 slot.state, slot.news = None, bool(twins) and news
                 await self._client.report_state(slot.device_id, *state)
             else:
-                slot.twins, slot.news = {}, False
+                twins = _first(twins)
+                slot.twins = {name: twin for name, twin in slot.twins.items() if name not in twins}
+                slot.news = news and bool(slot.twins)
                 fit = self._filter.fit(slot.device_id, twins.values()) if self._stock else list(twins.values())
                 await self._client.report_twins(slot.device_id, fit)
         except BaseException as error:
@@ -292,6 +303,9 @@ class Uplink:
             self.pause()
             self.lost.set()
             return 0.0
+        if isinstance(error, PeerRefused) and error.code == "RESOURCE_EXHAUSTED" and "too many" in error.details:
+            slot.refusals = min(slot.refusals + 1, 8)
+            return min(LIMITED_S[0] * 2.0 ** (slot.refusals - 1), LIMITED_S[1])
         if isinstance(error, PeerRefused) and "too many" in error.details.lower():
             if not self._paced:
                 self._paced = True
@@ -304,3 +318,14 @@ class Uplink:
             logger.warning(text, slot.device_id, error, exc_info=bug)
         slot.refusals = min(slot.refusals + 1, 8)
         return min(RETRY_S[0] * 2.0 ** (slot.refusals - 1), RETRY_S[1])
+
+
+def _first(twins: dict[str, Twin]) -> dict[str, Twin]:
+    """As many as surely fit into one call, at least one; the others follow in calls of their own."""
+    size = 0
+    for count, twin in enumerate(twins.values()):
+        texts = (twin.property_name, twin.reported.value, twin.reported.reason, twin.desired.value, twin.desired.reason)
+        size += sum(map(len, texts)) * _BYTES_PER_CHAR + _TWIN_BYTES
+        if size > MAX_MESSAGE_BYTES and count:
+            return dict(itertools.islice(twins.items(), count))
+    return twins

@@ -7,6 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from cloudcore.__main__ import main
+from cloudcore.app import _controller_settings
 from cloudcore.config import CloudCoreConfig, load_config
 from dmi import ConfigError
 
@@ -40,6 +41,7 @@ def test_names_are_upstreams() -> None:
     assert hub["dnsNames"] == [""]
     assert hub["websocket"] == {"enable": True, "address": "0.0.0.0", "port": 10000}
     assert whole["modules"]["deviceController"]["load"] == {"updateDeviceStatusWorkers": 1}
+    assert whole["modules"]["deviceController"]["mirrorTwins"] is False
 
 
 def test_unknown_keys_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -70,3 +72,10 @@ modules:
 def test_wrong_values_are_named(tmp_path: Path, text: str, path: str) -> None:
     with pytest.raises(ConfigError, match=path):
         load_config(write(tmp_path, text))
+
+
+def test_twins_are_mirrored_where_the_file_says_so(tmp_path: Path) -> None:
+    config, unknown = load_config(write(tmp_path, "modules: {deviceController: {mirrorTwins: true}}"))
+    assert not unknown
+    assert _controller_settings(config).mirror_twins
+    assert not _controller_settings(CloudCoreConfig()).mirror_twins

@@ -99,7 +99,7 @@ async def test_device_moves_between_nodes(kube: Kubernetes, cloud: Cloud) -> Non
         await received(two, "insert", "default/device/thermo-1")
         await one.answer(await one.report("thermo-1", {"valve": 6}))
         await two.answer(await two.report("thermo-1", {"valve": 7}))
-        assert (await kube.status("thermo-1"))["extensions"]["summary"] == "valve=7"
+        assert (await kube.status("thermo-1"))["extensions"]["summary"].startswith("valve=7")
 
 
 async def test_device_made_again_under_its_name(kube: Kubernetes, cloud: Cloud) -> None:
@@ -134,7 +134,7 @@ async def test_model_that_comes_after_its_device(kube: Kubernetes, cloud: Cloud)
         await received(edge, "insert", "default/device/thermo-1")
         await edge.report_state("thermo-1", "online")
         status = await kube.until_status("thermo-1", lambda s: s["state"] == "online")
-        assert not status["extensions"]
+        assert status["extensions"].keys() == {"since", "conditions"}
 
 
 async def test_problems_that_one_object_cannot_show(kube: Kubernetes, cloud: Cloud) -> None:
@@ -161,9 +161,9 @@ async def test_problems_that_one_object_cannot_show(kube: Kubernetes, cloud: Clo
         status = await kube.until_status("thermo-1", lambda s: s["state"] == "online")
         assert "ReadOnly" in status["extensions"]["reason"]
         await kube.patch(DEVICES, THERMO_1, {"spec": device()["spec"]})
-        status = await kube.until_status("thermo-1", lambda s: not s["extensions"])
+        status = await kube.until_status("thermo-1", lambda s: "reason" not in s["extensions"])
         fine = await kube.until_status("fine", lambda s: s["state"] == "online")
-        assert not fine["extensions"]
+        assert fine["extensions"].keys() == {"since", "conditions"}
 
 
 async def test_broken_devices_harm_no_other(kube: Kubernetes, cloud: Cloud) -> None:
@@ -192,14 +192,14 @@ async def test_absent_node_makes_states_unknown_until_it_is_back(kube: Kubernete
     settings = ControllerSettings(grace_s=0.3, patch_interval_s=0.01)
     async with running_cloud(kube, certs, controller=settings) as cloud:
         status = await kube.until_status("thermo-1", lambda s: "connected" in s["extensions"].get("reason", ""))
-        assert status["extensions"]["reason"] == 'node "edge-1" is not connected to CloudHub'
+        assert status["extensions"]["reason"].startswith('node "edge-1" is not connected to CloudHub since ')
         async with cloud.edge() as edge:
             await edge.report("thermo-1", {"valve": 5})
             await edge.report_state("thermo-1", "online")
             await kube.until_status("thermo-1", lambda s: s["state"] == "online")
         status = await kube.until_status("thermo-1", lambda s: s["state"] == "unknown")
-        assert status["extensions"]["reason"] == 'node "edge-1" is not connected to CloudHub'
-        assert status["extensions"]["summary"] == "valve=5"
+        assert status["extensions"]["reason"].startswith('node "edge-1" is not connected to CloudHub since ')
+        assert status["extensions"]["summary"] == "valve=5 (stale)"
         kube.patched.clear()
         async with cloud.edge() as edge:
             await edge.report_state("thermo-1", "ok")

@@ -6,10 +6,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudcore.devicecontroller.conditions import NodeView, appearance
 from cloudcore.devicecontroller.declarations import Declaration, examine
 from cloudcore.devicecontroller.known import Known, forget_state, from_status, merge_state, merge_twins, prune
-from cloudcore.devicecontroller.render import SUMMARY_CHARACTERS, device_status, render, status_patch, summary
+from cloudcore.devicecontroller.render import SUMMARY_CHARACTERS, device_status, status_patch, summary
+from cloudcore.devicecontroller.render import render as render_shown
 from cloudcore.devicecontroller.reports import Sides, StateReport
+from cloudcore.devicecontroller.shown import Shown
 from cloudcore.kube import Key
 from dmi import Desired, Reported, Twin
 from tests.cloudcore.support import device, model
@@ -38,6 +41,10 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )
+
+
+def render(known: Known, declared: Declaration = DECLARED, *, node: NodeView = NodeView()) -> Any:  # noqa: B008 - frozen
+    return render_shown(known, declared, appearance(known, declared, Shown(), node=node, now_ms=NOW))
 
 
 def merged(sequence: list[dict[str, Sides]]) -> Known:
@@ -75,7 +82,7 @@ def test_the_newest_of_every_side_wins_and_strangers_are_left_out(sequence: list
 
 @given(reports)
 def test_what_is_written_is_read_back(sequence: list[dict[str, Sides]]) -> None:
-    known = merge_state(merged(sequence), StateReport(state="offline", last_online="t", reason="why"))
+    known = merge_state(merged(sequence), StateReport(state="offline", last_online="t", reason="why"), now_ms=NOW)
     status = json.loads(json.dumps(device_status(Key("ns", "d"), device(), render(known, DECLARED))["status"]))
     back = from_status(status)
     written = {name: twin for name, twin in known.twins.items() if twin != Twin(name)}
@@ -120,8 +127,9 @@ def test_summary_shows_unit_and_quality_in_the_order_of_the_device() -> None:
 
 def test_state_is_unknown_with_the_reason_while_nothing_can_be_reported() -> None:
     known = Known(state="online", last_online="t")
-    status = render(known, DECLARED, node_trouble="node away")
-    assert (status["state"], status["extensions"]["reason"], status["lastOnlineTime"]) == ("unknown", "node away", "t")
+    status = render(known, node=NodeView("down", NOW - 60_000))
+    reason = 'node "edge-1" is not connected to CloudHub since 2025-10-09T08:52:20Z'
+    assert (status["state"], status["extensions"]["reason"], status["lastOnlineTime"]) == ("unknown", reason, "t")
     assert render(forget_state(known), DECLARED)["extensions"]["reason"] == "nothing reported yet"
     assert render(known, DECLARED)["state"] == "online"
 
@@ -135,7 +143,10 @@ def test_pruned_twins_are_forgotten() -> None:
 def test_extensions_of_others_are_left_alone() -> None:
     wanted = render(Known(), DECLARED)
     patch = status_patch({"extensions": {"mine": 1, "reason": "old", "problems": [{}]}, "state": "online"}, wanted)
-    assert patch == {"status": {"state": "unknown", "extensions": {"reason": "nothing reported yet", "problems": None}}}
+    extensions = patch["status"].pop("extensions")
+    assert patch == {"status": {"state": "unknown"}}
+    assert (extensions.pop("reason"), extensions.pop("problems")) == ("nothing reported yet", None)
+    assert extensions.keys() == {"since", "conditions"}
 
 
 def test_declarations_never_raise() -> None:

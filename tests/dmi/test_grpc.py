@@ -17,6 +17,7 @@ from dmi import (
     DmiError,
     ModelId,
     ModelProperty,
+    Overloaded,
     PeerRefused,
     PeerUnavailable,
     Reported,
@@ -166,12 +167,12 @@ async def test_a_path_too_long_for_a_socket_is_refused_in_words(tmp_path: Path) 
 def test_every_error_has_a_status_code() -> None:
     errors = [
         ConfigError("a.b", "x"), ConversionError("x"), UnknownDevice("x"), UnknownModel("x"), UnknownProperty("x"),
-        PeerUnavailable("x"), PeerRefused("NOT_FOUND", "x"), DmiError("x"),
+        PeerUnavailable("x"), PeerRefused("NOT_FOUND", "x"), Overloaded("x"), DmiError("x"),
     ]  # fmt: skip
     assert {type(e) for e in errors} == {DmiError, *DmiError.__subclasses__()}
     assert [code_for(e).name for e in errors] == [
         "INVALID_ARGUMENT", "INVALID_ARGUMENT", "NOT_FOUND", "NOT_FOUND", "NOT_FOUND",
-        "UNAVAILABLE", "FAILED_PRECONDITION", "INTERNAL",
+        "UNAVAILABLE", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "INTERNAL",
     ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from cloudedge.certificates import mint
 from edgecore.app import serve
+from edgecore.bus import Bus
 from edgecore.config import (
     DatabaseConfig,
     DeviceTwinConfig,
@@ -23,6 +24,7 @@ from edgecore.config import (
     Modules,
     WebSocketConfig,
 )
+from tests.edgecore.local_apps import TYPES, Apps
 from tests.edgecore.peers import NODE, FakeCloud, FakeMapper, device_object, model_object
 
 
@@ -168,3 +170,24 @@ async def edge_process(config: EdgeCoreConfig, tmp_path: Path) -> AsyncIterator[
     for process in made:
         if process.process is not None and process.process.returncode is None:
             await process.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def bus(monkeypatch: pytest.MonkeyPatch) -> Bus:
+    bus = Bus()
+    monkeypatch.setattr("edgecore.app.Bus", lambda: bus)
+    return bus
+
+
+@pytest.fixture
+async def apps(bus: Bus, config: EdgeCoreConfig, cloud: FakeCloud) -> AsyncIterator[Apps]:
+    """Local apps, at an edge core with a device that nobody has reported so far."""
+    apps, edge = Apps(bus), Edge(config)
+    await edge.start()
+    try:
+        await cloud.put(model_object(types=TYPES))
+        await cloud.put(device_object(properties=list(TYPES)))
+        await apps.hear(1)
+        yield apps
+    finally:
+        await edge.stop()

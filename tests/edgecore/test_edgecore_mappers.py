@@ -15,10 +15,8 @@ import pytest
 from dmi import DeviceId, PeerRefused
 from dmi.ports import MapperInfo
 from edgecore.config import EdgeCoreConfig
-from edgecore.devicetwin import links as links_module
 from edgecore.devicetwin import mappers as mappers_module
 from edgecore.devicetwin import spread
-from edgecore.devicetwin import twin as twin_module
 from edgecore.devicetwin.spread import owner_of
 from edgecore.store import handed_digests, open_database, registered_mappers
 from mappers.drivers.virtual import VirtualDriver
@@ -134,51 +132,6 @@ async def test_a_quick_restart_moves_nothing(two: Two, tmp_path: Path, monkeypat
         assert not two.one.calls
 
 
-async def test_a_mapper_that_does_not_answer_loses_its_devices_until_it_does(
-    two: Two, cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped, not dead: its connection stays open."""
-    monkeypatch.setattr(twin_module, "CALL_TIMEOUT_S", 0.3)
-    async with two.one.running(), two.two.running():
-        await two.two.until(two.as_spread)
-        share = set(two.two.devices)
-        device = min(share).removeprefix("default/")
-        two.two.held = asyncio.Event()
-        await cloud.put(device_object(device, desired={"setpoint": "5"}), "update")
-        await two.one.until(lambda: len(two.one.devices) == len(IDS))
-        two.two.held.set()
-        await two.two.until(lambda: set(two.two.devices) == share and two.everything_once())
-
-
-async def test_a_mapper_that_hangs_without_being_called_is_noticed(
-    two: Two, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It keeps its connection and says nothing, and there is nothing to tell it either."""
-    monkeypatch.setattr(twin_module, "CALL_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(links_module, "QUIET_S", 0.5)
-    async with two.one.running(), two.two.running():
-        await two.two.until(two.as_spread)
-        share = set(two.two.devices)
-        two.two.held = asyncio.Event()
-        await two.one.until(lambda: len(two.one.devices) == len(IDS))
-        assert [r for r in caplog.records if "mapper two does not answer" in r.getMessage()]
-        assert not [r for r in caplog.records if "mapper one does not answer" in r.getMessage()]
-        two.two.held.set()
-        await two.two.until(lambda: set(two.two.devices) == share and two.everything_once())
-        assert {what for what, _ in two.two.calls} <= {"model", "device", "remove"}
-
-
-async def test_a_mapper_that_is_heard_of_is_not_called(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links_module, "QUIET_S", 2.0)
-    async with two.one.running():
-        two.one.calls.clear()
-        for _ in range(25):
-            await two.one.report(IDS[0], temperature="1")
-            await asyncio.sleep(0.1)
-        assert not two.one.calls
-        await two.one.until(lambda: [what for what, _ in two.one.calls] == ["model"])
-
-
 async def test_what_is_desired_reaches_the_mapper_that_has_the_device(two: Two, cloud: FakeCloud) -> None:
     async with two.one.running(), two.two.running():
         await two.two.until(two.as_spread)
@@ -206,7 +159,7 @@ async def test_a_pinned_device_runs_where_it_is_pinned(two: Two, cloud: FakeClou
 async def test_a_device_pinned_to_nobody_is_run_by_nobody_and_says_so(
     two: Two, cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(twin_module, "NO_MAPPER_GRACE_S", 0.1)
+    monkeypatch.setattr(mappers_module, "NO_MAPPER_GRACE_S", 0.1)
     async with two.one.running():
         await cloud.put(pinned(DEVICES[0], "three"), "update")
         await two.one.until(lambda: IDS[0] not in two.one.devices)

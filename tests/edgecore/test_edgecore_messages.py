@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloudedge import MalformedMessage, Message, decode, encode, new_message
 from dmi import Desired, DeviceId, Reported, Twin
-from edgecore.bus import Confirmed, ObjectMessage, TwinMessage
+from edgecore.bus import Confirmed, ObjectMessage, TwinMessage, UserMessage
 from edgecore.devicetwin.messages import membership_request, state_message, twin_message
 from edgecore.edgehub import keepalive, route
 from edgecore.metamanager.manager import acknowledgement
@@ -69,7 +69,14 @@ def rebuilt(message: Message) -> Message:
         desired = Desired(expected["value"], "", expected["metadata"]["timestamp"]) if expected else Desired()
         actual = twin["actual"]
         told = Twin(name, Reported(actual["value"], "", actual["metadata"]["timestamp"]), desired)
-        rows.append(TwinRow(told, version=twin["actual_version"]["edge"]))
+        row = TwinRow(
+            told,
+            version=1,
+            reported_edge=twin["actual_version"]["edge"],
+            # The stock mapper framework wants nothing with an empty text, which upstream counts as a change.
+            desired_edge=twin["expected_version"]["edge"],
+        )
+        rows.append(row)
     return twin_message(device, rows)
 
 
@@ -134,6 +141,30 @@ def test_our_additions_are_plain_keys_beside_upstreams() -> None:
     assert content["metadata"] == {"type": "float"}
     state = state_message(DeviceId("n/d"), StateRow("online", "", "unknown", "no mapper", 0, 1)).data()["device"]
     assert state == {"name": "d", "state": "unknown", "lastOnlineTime": "", "reason": "no mapper"}
+    since = state_message(DeviceId("n/d"), StateRow("online", version=1, since_ms=17)).data()["device"]
+    assert since == {"name": "d", "state": "online", "lastOnlineTime": "", "since": 17}
+
+
+def test_each_side_has_its_own_version() -> None:
+    twin = Twin("p", Reported("1", "int", 5), Desired("2", "int", 4))
+    row = TwinRow(twin, 9, optional=False, reported_edge=3, reported_cloud=1, desired_edge=2)
+    content = twin_message(DeviceId("n/d"), [row]).data()["twin"]["p"]
+    assert content["actual_version"] == {"cloud": 1, "edge": 3}
+    assert content["expected_version"] == {"cloud": 0, "edge": 2}
+    assert content["optional"] is False
+
+
+def test_a_deleted_twin_goes_up_without_values() -> None:
+    twin = Twin("p", Reported(collected_ms=7), Desired(updated_ms=7))
+    content = twin_message(DeviceId("n/d"), [TwinRow(twin, 4, deleted=True, reported_edge=4)]).data()["twin"]["p"]
+    assert content == {
+        "expected": {"metadata": {"timestamp": 7}},
+        "actual": {"metadata": {"timestamp": 7}},
+        "optional": True,
+        "metadata": {"type": "deleted"},
+        "expected_version": {"cloud": 0, "edge": 0},
+        "actual_version": {"cloud": 0, "edge": 4},
+    }
 
 
 def stored(uid: str = "a", version: str = "5") -> StoredObject:
@@ -209,8 +240,8 @@ def test_any_content_is_taken_or_named(content: Any) -> None:
                 assert read(message) is None or resource == "default/device/d" or "devices" in content
 
 
-def test_a_message_that_answers_nothing_of_ours_goes_nowhere() -> None:
+def test_where_a_message_of_no_object_goes() -> None:
     message = new_message(source="router_eventbus", group="user", operation="publish", resource="t", content="x")
-    assert route(message) is None
+    assert route(message) == UserMessage(message)
     odd = msgspec.structs.replace(message, route=msgspec.structs.replace(message.route, group="nonsense"))
     assert route(odd) is None

@@ -13,6 +13,8 @@ from cloudedge.message import now_ms
 from dmi import DeviceId, NodeName, PeerUnavailable
 from edgecore.bus import Bus
 from edgecore.config import EdgeCoreConfig
+from edgecore.devicetwin import lease as lease_module
+from edgecore.devicetwin import mappers as mappers_module
 from edgecore.devicetwin import sync as sync_module
 from edgecore.devicetwin import twin as twin_module
 from edgecore.devicetwin.outbox import InFlight, Key
@@ -160,7 +162,8 @@ async def test_no_mapper_is_shown_and_over_when_one_registers(
     await cloud.put(device_object())
     await cloud.put(device_object("boiler-2"))
     await edge.stop()
-    monkeypatch.setattr(twin_module, "NO_MAPPER_GRACE_S", 0.2)
+    monkeypatch.setattr(mappers_module, "NO_MAPPER_GRACE_S", 0.2)
+    monkeypatch.setattr(lease_module, "LEASE_S", 0.2)
     await edge.start()
     state = await cloud.until_state(BOILER, "unknown")
     reason = f"no mapper for protocol 'modbus' is registered on node {NODE}"
@@ -178,14 +181,16 @@ async def test_no_mapper_is_shown_and_over_when_one_registers(
 async def test_a_vanished_mapper_is_shown_and_over_when_it_is_back(
     edge: Edge, cloud: FakeCloud, mapper: FakeMapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(twin_module, "NO_MAPPER_GRACE_S", 0.2)
+    monkeypatch.setattr(mappers_module, "NO_MAPPER_GRACE_S", 0.2)
+    monkeypatch.setattr(lease_module, "LEASE_S", 0.2)
     await cloud.put(model_object())
     await cloud.put(device_object())
     async with mapper.running():
         await mapper.client.report_state(DeviceId(BOILER), "online")
         await cloud.until_state(BOILER, "online")
     state = await cloud.until_state(BOILER, "unknown")
-    assert state["reason"] == "mapper mapper-1 is not answering"
+    assert state["reason"].startswith("mapper mapper-1 is gone: ")
+    assert state["reason"].endswith("start it again")
     assert state["lastOnlineTime"]
     async with FakeMapper(tmp_path).running():
         await cloud.until_state(BOILER, "online")

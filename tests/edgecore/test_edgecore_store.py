@@ -2,14 +2,17 @@
 
 import asyncio
 import functools
+import itertools
 import sqlite3
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dmi import Desired, DeviceId, Reported, Twin
 from dmi.client import MapperInfo
+from edgecore.metrics import Metrics
 from edgecore.store import (
     StateRow,
     StoredObject,
@@ -94,25 +97,6 @@ async def test_a_failing_job_takes_no_other_with_it(tmp_path: Path) -> None:
         assert await database.run(lambda db: list(get_twins(db, DEVICE))) == ["temperature"]
 
 
-async def test_a_failed_transaction_raises_and_stores_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def breaks(db: sqlite3.Connection) -> None:
-        put_twins(db, DEVICE, [row("1")])
-        db.execute("PRAGMA query_only = ON")  # from here on as on a medium that takes nothing
-        put_twins(db, DEVICE, [row("2")])
-
-    async with open_database(tmp_path / "e.db") as database:
-        with pytest.raises(StoreError, match="not stored"):
-            await database.run(breaks)
-        with pytest.raises(StoreError):
-            await database.run(lambda db: put_twins(db, DEVICE, [row("3")]))
-        await database.run(lambda db: db.execute("PRAGMA query_only = OFF") and None)
-        await database.run(lambda db: put_twins(db, DEVICE, [row("4")]))
-        rows = await database.run(lambda db: get_twins(db, DEVICE))
-        assert rows["temperature"].twin.reported.value == "4"
-    assert sum("cannot be written" in r.message for r in caplog.records) == 1
-    assert sum("can be written again" in r.message for r in caplog.records) == 1
-
-
 async def test_what_follows_a_commit_happens_although_the_caller_is_gone(tmp_path: Path) -> None:
     followed: list[int] = []
     async with open_database(tmp_path / "e.db") as database:
@@ -129,6 +113,76 @@ async def test_jobs_at_once_share_transactions(tmp_path: Path) -> None:
         await database.run(lambda db: db.set_trace_callback(marks.append))
         await asyncio.gather(*(database.run(lambda db: put_twins(db, DEVICE, [row("1")])) for _ in range(200)))
         assert 1 <= marks.count("COMMIT") < 100
+
+
+async def test_under_load_there_is_a_transaction_every_20_ms_and_none_waits_when_idle(tmp_path: Path) -> None:
+    metrics = Metrics()
+    async with open_database(tmp_path / "e.db", metrics=metrics) as database:
+        numbers = itertools.count(1)
+        loop = asyncio.get_running_loop()
+
+        async def report() -> None:
+            version = next(numbers)
+            await database.run(lambda db: put_twins(db, DEVICE, [row(str(version), version)]))
+
+        async def caller(until: float) -> None:
+            while loop.time() < until:
+                await report()
+
+        start = loop.time()
+        await asyncio.gather(*(caller(start + 1.0) for _ in range(32)))
+        elapsed = loop.time() - start
+        transactions = metrics.counter("kubetwin_edgecore_store_transactions_total", "").total()
+        jobs = metrics.counter("kubetwin_edgecore_store_jobs_total", "", "result").total()
+        assert jobs == next(numbers) - 1
+        assert transactions <= elapsed / 0.02 + 10
+        for _ in range(4):
+            await report()  # the load is over
+        start = loop.time()
+        for _ in range(100):
+            await report()
+        assert loop.time() - start < 100 * 0.02
+
+
+async def test_what_goes_along_costs_no_transaction_of_its_own_and_is_not_left_behind(tmp_path: Path) -> None:
+    metrics = Metrics()
+    transactions = metrics.counter("kubetwin_edgecore_store_transactions_total", "")
+    async with open_database(tmp_path / "e.db", metrics=metrics) as database:
+        await database.run(lambda db: put_twins(db, DEVICE, [row("1", 1)]))
+        before = transactions.total()
+        for _ in range(20):
+            database.post_along(lambda db: acknowledge_twins(db, DEVICE, {"temperature": 1}))
+        assert await database.run(dirty_devices) == []  # later jobs see it done
+        assert transactions.total() <= before + 2
+        await database.run(lambda db: put_twins(db, DEVICE, [row("2", 2, 1)]))
+        database.post_along(lambda db: acknowledge_twins(db, DEVICE, {"temperature": 2}))
+        async with asyncio.timeout(15):
+            while database.backlog or not transactions.total() > before + 2:  # noqa: ASYNC110 - nothing else comes
+                await asyncio.sleep(0.01)
+        database.post_along(lambda db: put_twins(db, DEVICE, [row("3", 3, 2)]))  # and closing does not forget it
+    async with open_database(tmp_path / "e.db") as database:
+        assert (await database.run(lambda db: get_twins(db, DEVICE)))["temperature"].version == 3
+
+
+async def test_the_backlog_is_bounded_and_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecore.store.database.MAX_BACKLOG", 8)
+    done: list[int] = []
+    highest = 0
+    async with open_database(tmp_path / "e.db") as database:
+
+        async def job(number: int) -> None:
+            nonlocal highest
+            await database.run(lambda _: None, then=lambda _: done.append(number))
+            highest = max(highest, database.backlog)
+
+        tasks = [asyncio.create_task(job(number)) for number in range(200)]
+        await asyncio.sleep(0)
+        assert database.backlog == 8
+        tasks[100].cancel()
+        await asyncio.wait(tasks)
+        assert done == [number for number in range(200) if number != 100]
+        assert highest <= 8
+        assert database.backlog == 0
 
 
 async def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,7 +221,7 @@ async def test_a_later_version_is_refused_and_left_alone(tmp_path: Path) -> None
 
 
 async def test_a_file_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecore.store.database._BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("edgecore.store.medium._BUSY_TIMEOUT_S", 0.1)
     path = tmp_path / "e.db"
     async with open_database(path):
         with pytest.raises(StoreError, match="another edgecore"):
@@ -188,7 +242,8 @@ async def test_a_saved_file_of_every_version_opens(tmp_path: Path, version: int)
     async with open_database(path) as database:
         obj = await database.run(lambda db: get_object(db, "device", "default", "boiler-1"))
         assert obj == StoredObject("device", "default", "boiler-1", "uid-1", "1002", b'{"kind":"Device"}')
-        assert await database.run(lambda db: get_twins(db, DEVICE)) == {"temperature": row("21.5", 2, 1)}
+        twin = msgspec.structs.replace(row("21.5", 2, 1), reported_edge=2, desired_edge=2)
+        assert await database.run(lambda db: get_twins(db, DEVICE)) == {"temperature": twin}
         assert await database.run(lambda db: get_state(db, DEVICE)) == StateRow("online", "", "", "", 12, 3, 1)
         assert await database.run(registered_mappers) == [MapperInfo("mapper-1", "modbus", "/run/m.sock")]
         assert await database.run(lambda db: handed_digests(db, MapperInfo("mapper-1", "modbus", ""))) == {

@@ -148,23 +148,44 @@ def test_going_offline_keeps_the_last_time_online() -> None:
 
 def test_a_fault_lies_over_what_the_mapper_said() -> None:
     row = merge_state(None, "online", "", seen_online_ms=0, now_ms=NOW)
-    faulty = set_fault(row, Fault("unknown", "no mapper"))
+    faulty = set_fault(row, Fault("unknown", "no mapper"), now_ms=NOW)
     assert faulty is not None
     assert shown_state(faulty) == ("unknown", "no mapper")
     under = merge_state(faulty, "offline", "x", seen_online_ms=NOW, now_ms=NOW)
     assert under is not None
     assert (under.version, shown_state(under)) == (faulty.version, ("unknown", "no mapper"))  # nothing to tell
-    over = set_fault(under, None)
+    over = set_fault(under, None, now_ms=NOW)
     assert over is not None
     assert (over.version, shown_state(over)) == (faulty.version + 1, ("offline", "x"))
 
 
 def test_after_a_fault_without_any_word_the_state_is_unknown() -> None:
-    faulty = set_fault(None, Fault("unhealthy", "spec.x: wrong"))
-    over = set_fault(faulty, None)
+    faulty = set_fault(None, Fault("unhealthy", "spec.x: wrong"), now_ms=NOW)
+    over = set_fault(faulty, None, now_ms=NOW)
     assert over is not None
     assert shown_state(over)[0] == "unknown"
     assert "not reported" in shown_state(over)[1]
+
+
+def test_a_state_has_a_time_since_when() -> None:
+    row = merge_state(None, "online", "", seen_online_ms=0, now_ms=NOW)
+    assert row is not None
+    assert row.since_ms == NOW
+    later = merge_state(row, "online", "", seen_online_ms=NOW, now_ms=NOW + 20_000)
+    assert later is not None
+    assert (later.version, later.since_ms) == (2, NOW)
+    faulty = set_fault(later, Fault("unknown", "no mapper"), now_ms=NOW + 30_000)
+    assert faulty is not None
+    assert faulty.since_ms == NOW + 30_000
+    why = set_fault(faulty, Fault("unknown", "it does not answer"), now_ms=NOW + 40_000)
+    assert why is not None
+    assert (why.version, why.since_ms) == (faulty.version + 1, NOW + 30_000)  # another reason, the same state
+    under = merge_state(why, "offline", "", seen_online_ms=0, now_ms=NOW + 50_000)
+    assert under is not None
+    assert under.since_ms == NOW + 30_000  # nobody sees it
+    over = set_fault(under, None, now_ms=NOW + 60_000)
+    assert over is not None
+    assert over.since_ms == NOW + 60_000
 
 
 def test_faults_wait_for_their_grace_and_end_at_once() -> None:

@@ -10,8 +10,9 @@ import yaml
 from dmi.crd import device_from_crd
 from dmi.types import PIN, DeviceModel
 from edgecore import embedded
+from edgecore.config import DeviceTwinConfig
 from edgecore.configfile import load_config as load_edgecore
-from edgecore.devicetwin import links, spread
+from edgecore.devicetwin import lease, spread
 from edgecore.embedded import prepare
 from mappers.drivers.modbus import ModbusDriver
 from mappers.sdk import app, uplink, watchdog
@@ -63,12 +64,14 @@ async def test_the_service_runs_a_command_that_exists(tmp_path: Path) -> None:
 
 def test_the_figures_are_those_of_the_code() -> None:
     page = " ".join(PAGE.split())
-    hung_s = links.QUIET_S + links.CALL_TIMEOUT_S + spread.MOVE_GRACE_S
+    twin = DeviceTwinConfig()
     for sentence in (
         f"After {spread.MOVE_GRACE_S:g} s without it, its devices move",
-        f"calls a mapper that has said nothing for {links.QUIET_S:g} s",
-        f"does not answer within {links.CALL_TIMEOUT_S:g} s is away",
-        f"after {hung_s:g} s at most its devices are with the others",
+        f"asks a mapper that has said nothing for {lease.QUIET_S:g} s",
+        f"does not answer within {lease.PING_TIMEOUT_S:g} s is away",
+        f"after {lease.QUIET_S + lease.PING_TIMEOUT_S:g} s its devices are with the others",
+        f"{lease.LEASE_S:g} s after the last sign of life",
+        f"may call {twin.report_rate} times a second, {twin.report_burst} at once",
         f"after at most {uplink.STOCK_BURST} at once",
         f"started over after {app.RESTART_S[0]:g} s to {app.RESTART_S[1]:g} s, while",
         f"started over after {2 * embedded.RESTART_S[0]:g} s to {embedded.RESTART_S[1]:g} s, and",

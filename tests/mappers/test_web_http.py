@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mappers.sdk.web.http import MAX_BODY, MAX_HEAD, Limits
-from mappers.sdk.web.server import MAX_CONNECTIONS
+from dmi.web.http import MAX_BODY, MAX_HEAD, Limits
+from dmi.web.server import MAX_CONNECTIONS
 from tests.mappers.web_world import MemoryMapper, raw, served, until
 
 PING = b"GET /api/v1/ping HTTP/1.1\r\nHost: localhost\r\n\r\n"

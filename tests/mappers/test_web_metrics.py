@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from dmi.web.exposition import Family, head, histogram_lines, label_text, sample_line
+from dmi.web.http import Request
 from mappers.sdk.stats import BUCKETS_S
 from mappers.sdk.watchdog import watch_loop
-from mappers.sdk.web.exposition import Family, head, histogram_lines, label_text, sample_line
 from mappers.sdk.web.health import GRACE_S
-from mappers.sdk.web.http import Request
 from mappers.sdk.web.metrics import Metrics
 from tests.mappers.web_world import DEVICE, CountedSinks, MemoryDevice, MemoryMapper, raw, served, until
 

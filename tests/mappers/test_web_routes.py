@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mappers.sdk.web.http import HttpError, Request, Response
-from mappers.sdk.web.routes import Route, find_route
+from dmi.web.http import HttpError, Request, Response
+from dmi.web.routes import Route, find_route
 
 
 async def endpoint(request: Request) -> Response:

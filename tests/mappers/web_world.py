@@ -12,6 +12,7 @@ from typing import TypeVar
 from dmi.twins import Desired, Reported, Twin
 from dmi.types import Device, DeviceId, DeviceMethod, DeviceModel, DeviceProperty, DeviceState, ModelProperty
 from dmi.values import format_value, parse_value
+from dmi.web.http import Limits
 from mappers.sdk.config import CommonConfig, GrpcServerConfig, HttpConfig, MapperConfig
 from mappers.sdk.errors import ConversionError, UnknownProperty
 from mappers.sdk.samples import NoSamples, Samples
@@ -19,7 +20,6 @@ from mappers.sdk.sinks import SinkStats
 from mappers.sdk.stats import DeviceStats, Histogram
 from mappers.sdk.watchdog import Watchdog
 from mappers.sdk.web import WebServer, serve_web
-from mappers.sdk.web.http import Limits
 
 PLAIN = HttpConfig()
 UNHURRIED = Limits()

@@ -16,8 +16,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from dmi.errors import ConfigError
+from dmi.web.http import HttpError, Request
 from mappers.sdk.config import HttpConfig
-from mappers.sdk.web.http import HttpError, Request
 
 __all__ = ["Access", "FileStamp", "TlsFiles", "host_name", "is_loopback", "stamp"]
 

@@ -14,6 +14,8 @@ from msgspec import Struct
 
 from dmi.twins import Twin
 from dmi.types import device_id
+from dmi.web.http import HttpError, Request, Response, encode
+from dmi.web.routes import Route
 from mappers.sdk.errors import (
     ConversionError,
     DeviceError,
@@ -21,9 +23,7 @@ from mappers.sdk.errors import (
     DeviceUnsupported,
     UnknownProperty,
 )
-from mappers.sdk.web.http import HttpError, Request, Response
-from mappers.sdk.web.replies import device_data, device_json, encode, method_list, model_reply, reply, reply_fields
-from mappers.sdk.web.routes import Route
+from mappers.sdk.web.replies import device_data, device_json, method_list, model_reply, reply, reply_fields
 from mappers.sdk.web.views import DeviceView, MapperView
 
 __all__ = ["DeviceApi"]

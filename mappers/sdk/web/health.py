@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from mappers.sdk.web.http import Request, Response
-from mappers.sdk.web.replies import json_response, rfc3339
-from mappers.sdk.web.routes import Route
+from dmi.web.http import Request, Response, json_response
+from dmi.web.routes import Route
+from mappers.sdk.web.replies import rfc3339
 from mappers.sdk.web.views import MapperView
 
 __all__ = ["GRACE_S", "Health", "unhealthy_reason"]

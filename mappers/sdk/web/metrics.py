@@ -7,17 +7,13 @@ histograms for each would be that many again. The text is made in slices, so tha
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from msgspec import Struct
 
-from mappers.sdk.stats import BUCKETS_S, Histogram
-from mappers.sdk.watchdog import Watchdog
-from mappers.sdk.web.exposition import (
+from dmi.web.exposition import (
     CONTENT_TYPE,
     Family,
     Labels,
@@ -26,7 +22,10 @@ from mappers.sdk.web.exposition import (
     label_text,
     sample_line,
 )
-from mappers.sdk.web.http import Request, Response
+from dmi.web.http import Request, Response
+from dmi.web.process import process_figures
+from mappers.sdk.stats import BUCKETS_S, Histogram
+from mappers.sdk.watchdog import Watchdog
 from mappers.sdk.web.views import DeviceView, HasSinkStats, MapperView
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ __all__ = ["Metrics", "ServerView"]
 _SLICE: Final = 200
 """Devices whose lines are written before others on the loop have a turn."""
 _PREFIX: Final = "kubetwin_mapper_"
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class ServerView(Protocol):
@@ -138,7 +135,7 @@ class Metrics:
             busy = [({"protocol": p or "none"}, float(n)) for p, n in list(watchdog.busy.items())]
             yield _lines("loop_busy_total", "counter", "Times the loop was late for many short steps.", busy)
             yield _histograms("loop_lag_seconds", "How late the event loop was.", [({}, [watchdog.lag])])
-        for family, value in _process_figures():
+        for family, value in process_figures():
             yield head(family) + sample_line(family.name, "", value)
 
 
@@ -205,18 +202,3 @@ def _histograms(name: str, help_: str, series: Iterable[tuple[Labels, Sequence[H
         total_s = sum(h.total_s for h in histograms)
         parts.append(histogram_lines(family.name, labels, BUCKETS_S, counts, total_s))
     return "".join(parts)
-
-
-def _process_figures() -> Iterator[tuple[Family, float]]:
-    """The figures every Prometheus client gives, under their usual names."""
-    yield Family("process_cpu_seconds_total", "counter", "Processor time, user and system."), time.process_time()
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # names alone, there may be thousands
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # proc(5): (22) starttime
-        started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / _TICKS
-    except (OSError, ValueError, IndexError):
-        return
-    yield Family("process_resident_memory_bytes", "gauge", "Resident memory."), pages * _PAGE
-    yield Family("process_start_time_seconds", "gauge", "Start, epoch seconds."), started
-    yield Family("process_open_fds", "gauge", "Open file descriptors."), descriptors

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import Final
 
-import msgspec
 from msgspec import Struct
 
 from dmi.twins import Twin
 from dmi.types import Device, DeviceModel, DeviceState
-from mappers.sdk.web.http import Response
+from dmi.web.http import Response, encode, json_response
 
 __all__ = [
     "device_data",
     "device_json",
-    "encode",
-    "json_response",
     "method_list",
     "model_reply",
     "reply",
     "reply_fields",
     "rfc3339",
 ]
-
-encode: Final = msgspec.json.Encoder().encode
 
 
 class _ModelProperty(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -39,10 +33,6 @@ class _ModelProperty(Struct, frozen=True, omit_defaults=True, rename="camel"):
 
 def rfc3339(epoch_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch_s))
-
-
-def json_response(value: object, status: int = 200) -> Response:
-    return Response(status, encode(value))
 
 
 def reply_fields() -> dict[str, object]:

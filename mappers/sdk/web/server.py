@@ -7,39 +7,31 @@ import errno
 import functools
 import logging
 import socket
-import ssl
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
 
+from dmi.web.http import HttpError, Limits, Request, Response
+from dmi.web.routes import Route, find_route
+from dmi.web.server import LIMITS, MAX_CONNECTIONS, HttpServer
 from mappers.sdk.config import MapperConfig
 from mappers.sdk.schedule import backoff
 from mappers.sdk.watchdog import Watchdog
 from mappers.sdk.web.access import Access, TlsFiles
 from mappers.sdk.web.api import DeviceApi
 from mappers.sdk.web.health import Health
-from mappers.sdk.web.http import HttpConnection, HttpError, Limits, Request, Response
 from mappers.sdk.web.metrics import Metrics
-from mappers.sdk.web.routes import Route, find_route
 from mappers.sdk.web.views import MapperView
 
 __all__ = ["WebServer", "serve_web"]
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS: Final = 32
-"""Further clients wait in the listen queue until one of these is done, or was too slow."""
 RETRY_S: Final = (1.0, 30.0)
 RESOLVE_S: Final = 2.0
-END_S: Final = 0.5
-"""For answers under way when the mapper ends."""
-TLS_END_S: Final = 2.0
-ACCEPT_PAUSE_S: Final = 1.0
 _NO_SUCH_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-LIMITS: Final = Limits()
 
 
 class WebServer:
@@ -56,25 +48,29 @@ class WebServer:
         self._configured_port = config.common.http_port
         self._access = Access(self._address, config.http)
         self._tls = TlsFiles(config.http)
-        self._limits = limits
         self._metrics = Metrics(mappers, self, watchdog)
         self._routes: tuple[Route, ...] = (
             *DeviceApi(mappers).routes(),
             *Health(mappers).routes(),
             Route("GET", "/metrics", self._metrics.endpoint),
         )
-        self._connections: dict[asyncio.Task[None], HttpConnection | None] = {}
-        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._http = HttpServer(self._answer, limits=limits, tls=self._tls.context)
         self.port = 0
         """Where it listens; 0: nowhere at the moment."""
-        self.responses: Counter[int] = Counter()
-        """Answers by status."""
-        self.tls_failures = 0
         self.listen_failures = 0
 
     @property
+    def responses(self) -> Mapping[int, int]:
+        """Answers by status."""
+        return self._http.responses
+
+    @property
     def open_connections(self) -> int:
-        return len(self._connections)
+        return self._http.open_connections
+
+    @property
+    def tls_failures(self) -> int:
+        return self._http.tls_failures
 
     # listening
 
@@ -112,13 +108,10 @@ class WebServer:
         try:
             if not listeners:
                 listeners = await self._listen_at_last()
-            async with asyncio.TaskGroup() as tasks:
-                for listener in listeners:
-                    tasks.create_task(self._accept(listener), name=f"http {listener.getsockname()[:2]}")
+            await self._http.run(listeners)
         finally:
             self.port = 0
             _close(listeners)
-            await self._end_connections()
 
     async def _listen_at_last(self) -> list[socket.socket]:
         for delay_s in backoff(*RETRY_S):
@@ -132,63 +125,6 @@ class WebServer:
                 return listeners
         raise AssertionError("the back-off ended")
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop, complaint = asyncio.get_running_loop(), ""
-        while True:
-            await self._free.acquire()
-            try:
-                client, _ = await loop.sock_accept(listener)
-            except OSError as error:  # too many open files, or a client that left while it waited
-                self._free.release()
-                if str(error) != complaint:
-                    complaint = str(error)
-                    logger.warning("HTTP API: a client could not be taken, trying again: %s", error)
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            except BaseException:
-                self._free.release()
-                raise
-            task = asyncio.create_task(self._serve(client), name="http client")
-            self._connections[task] = None
-            task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._connections[task]
-        self._free.release()
-        if not task.cancelled() and (error := task.exception()):
-            logger.error("HTTP API: a connection failed", exc_info=error)
-
-    async def _serve(self, client: socket.socket) -> None:
-        """One connection, from its TLS handshake on."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=16 * 1024)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        tls = self._tls.context()
-        timeouts = {"ssl_handshake_timeout": self._limits.read_s, "ssl_shutdown_timeout": TLS_END_S} if tls else {}
-        try:
-            transport, _ = await loop.connect_accepted_socket(lambda: protocol, client, ssl=tls, **timeouts)
-        except (OSError, ssl.SSLError) as error:
-            self.tls_failures += 1
-            logger.debug("HTTP API: no TLS with a client: %s", error)
-            return
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        connection = HttpConnection(reader, writer, self._answer, self._limits, self._count)
-        task = asyncio.current_task()
-        if task in self._connections:
-            self._connections[task] = connection
-        try:
-            await connection.run()
-            writer.close()
-            async with asyncio.timeout(self._limits.write_s):
-                await writer.wait_closed()
-        except (OSError, TimeoutError):
-            pass  # gone, or it does not take the rest
-        finally:
-            transport.abort()
-
-    def _count(self, status: int) -> None:
-        self.responses[status] += 1
-
     async def _answer(self, request: Request) -> Response:
         try:
             route, params = find_route(self._routes, request.method, request.path)
@@ -197,21 +133,6 @@ class WebServer:
             raise
         self._access.check(request, writes=route.writes, public=route.public)
         return await route.endpoint(msgspec.structs.replace(request, params=params))
-
-    async def _end_connections(self) -> None:
-        """Let what is being answered come to its end, for a moment."""
-        for task, connection in self._connections.items():
-            if connection is None or not connection.busy:
-                task.cancel()
-            else:
-                connection.last = True
-        if self._connections:
-            await asyncio.wait(self._connections, timeout=END_S)
-        tasks = list(self._connections)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=END_S)
 
 
 async def _resolve(address: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:

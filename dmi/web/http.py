@@ -1,8 +1,7 @@
 """HTTP/1.1 on one connection: requests in, answers out, with a cap on everything a client declares and a deadline on
 everything it may be slow with.
 
-h11 reads and writes the protocol; it is 0.4 MB in memory, where aiohttp's server would be 16 of the 45 that a mapper
-may have.
+h11 reads and writes the protocol; it is 0.4 MB in memory, where aiohttp's server would be 16.
 """
 
 from __future__ import annotations
@@ -16,9 +15,21 @@ from http import HTTPStatus
 from typing import Final
 
 import h11
+import msgspec
 from msgspec import Struct
 
-__all__ = ["Answer", "HttpConnection", "HttpError", "Limits", "Request", "Response", "text_response"]
+__all__ = [
+    "Answer",
+    "HttpConnection",
+    "HttpError",
+    "Limits",
+    "Request",
+    "Response",
+    "as_json",
+    "as_text",
+    "encode",
+    "json_response",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +38,8 @@ MAX_HEAD: Final = 16 * 1024
 MAX_BODY: Final = 64 * 1024
 _READ: Final = 16 * 1024
 _CORRELATION: Final = b"x-correlation-id"
+
+encode: Final = msgspec.json.Encoder().encode
 
 
 class Limits(Struct, frozen=True):
@@ -54,6 +67,8 @@ class Request(Struct, frozen=True):
     """From the target if that is a whole URL, or else from the `Host` header; empty: an HTTP/1.0 client named none."""
     headers: Mapping[str, str]
     """By lower-case name; the last of several."""
+    query: str = ""
+    """What follows the `?`, still percent-encoded."""
     body: bytes = b""
     params: Mapping[str, str] = {}
     """What stands in the path in the place of `{name}` of its route, decoded; it may hold any character."""
@@ -69,7 +84,7 @@ class Response(Struct, frozen=True):
 
 
 class HttpError(Exception):
-    """Answered as plain text, as upstream answers errors."""
+    """Answered as the server's `refuse` writes it."""
 
     def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
@@ -77,13 +92,22 @@ class HttpError(Exception):
         self.message = message
         self.headers = headers
 
-    def response(self) -> Response:
-        return text_response(self.status, self.message, self.headers)
+
+def as_text(error: HttpError) -> Response:
+    """An error in words, as upstream's mappers answer them."""
+    body = (error.message + "\n").encode("utf-8", "backslashreplace")
+    headers = (*error.headers, ("X-Content-Type-Options", "nosniff"))
+    return Response(error.status, body, "text/plain; charset=utf-8", headers)
 
 
-def text_response(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
-    body = (message + "\n").encode("utf-8", "backslashreplace")
-    return Response(status, body, "text/plain; charset=utf-8", (*headers, ("X-Content-Type-Options", "nosniff")))
+def as_json(error: HttpError) -> Response:
+    """An error as `{"error": …}`."""
+    text = error.message.encode("utf-8", "backslashreplace").decode()
+    return Response(error.status, encode({"error": text}), headers=error.headers)
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    return Response(status, encode(value))
 
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -103,12 +127,14 @@ class HttpConnection:
         answer: Answer,
         limits: Limits,
         count: Callable[[int], None],
+        refuse: Callable[[HttpError], Response] = as_text,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._answer = answer
         self._limits = limits
         self._count = count
+        self._refuse = refuse
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self.busy = False
         self.last = False
@@ -139,7 +165,7 @@ class HttpConnection:
                 raise HttpError(error.error_status_hint, f"not understood: {error}") from None
             response = await self._answered(request)
         except HttpError as error:
-            response = error.response()
+            response = self._refuse(error)
         await self._send(response, head)
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             return not self.last
@@ -205,7 +231,7 @@ class HttpConnection:
             raise
         except Exception:
             logger.exception("HTTP API: %s %r failed", request.method, request.path)
-            raise HttpError(500, "internal error; the mapper's log says more") from None
+            raise HttpError(500, "internal error; the log says more") from None
 
     async def _send(self, response: Response, head: h11.Request | None) -> None:
         self._count(response.status)
@@ -257,4 +283,5 @@ def _request(head: h11.Request, body: bytes) -> Request:
         if target.lower().startswith(scheme):
             host, slash, rest = target[len(scheme) :].partition("/")
             target = slash + rest or "/"
-    return Request(head.method.decode("ascii"), target.partition("?")[0], host, headers, body)
+    path, _, query = target.partition("?")
+    return Request(head.method.decode("ascii"), path, host, headers, query, body)

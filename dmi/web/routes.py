@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
-from mappers.sdk.web.http import HttpError, Request, Response
+from dmi.web.http import HttpError, Request, Response
 
 __all__ = ["Endpoint", "Route", "find_route"]
 

@@ -1,0 +1,112 @@
+"""What to do with rows that are not what the schema says: files get damaged, and edited by hand.
+
+SQLite stores any value in any column. A row with a value of the wrong type, or with text that is no UTF-8, would fail
+every transaction that reads it; so it is named in the log and dropped, and the rest of the file is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+__all__ = ["copy_readable", "drop_nonsense"]
+
+logger = logging.getLogger(__name__)
+
+KEPT: Final = ("object", "mapper", "handed", "mqtt_topic")
+"""Tables that are worth reading from a damaged file. Twins and states are not among them: mappers report them anew."""
+
+
+class _Table:
+    def __init__(self, db: sqlite3.Connection, name: str) -> None:
+        self.name = name
+        columns = db.execute(f"PRAGMA table_info({name})").fetchall()
+        self.types = {str(column[1]): str(column[2]) for column in columns}
+        self.key = [str(column[1]) for column in sorted(columns, key=lambda c: int(c[5])) if column[5]]
+
+
+def drop_nonsense(db: sqlite3.Connection, *, undecodable: bool = False) -> int:
+    """Delete rows with values of another type than their column's, and with `undecodable` those whose text is no UTF-8,
+    which takes a look at every value. Returns how many.
+    """
+    dropped = 0
+    for table in _tables(db):
+        wrong = _mistyped(db, table)
+        if undecodable:
+            wrong += _undecodable(db, table)
+        for key in wrong:
+            logger.error("a row of table %s made no sense and is dropped: %s", table.name, _show(key))
+            match = " AND ".join(f"CAST({column} AS BLOB) = ?" for column in table.key)
+            db.execute(f"DELETE FROM {table.name} WHERE {match}", key)  # noqa: S608 - names of our own schema
+            dropped += 1
+    return dropped
+
+
+def copy_readable(damaged: sqlite3.Connection, new: sqlite3.Connection) -> None:
+    """Whatever can be read of the tables in `KEPT`, in one transaction."""
+    new.execute("BEGIN")
+    for table in _tables(new):
+        if table.name not in KEPT:
+            continue
+        columns, marks = ", ".join(table.types), ", ".join("?" * len(table.types))
+        count = 0
+        try:
+            for row in damaged.execute(f"SELECT {columns} FROM {table.name}"):  # noqa: S608
+                if _is_whole(table, row):
+                    new.execute(f"INSERT OR REPLACE INTO {table.name} ({columns}) VALUES ({marks})", row)  # noqa: S608
+                    count += 1
+        except sqlite3.Error as error:
+            logger.warning("table %s can be read no further: %s", table.name, error)
+        logger.info("%d rows of table %s are saved from the damaged file", count, table.name)
+    new.execute("COMMIT")
+
+
+def _tables(db: sqlite3.Connection) -> Iterator[_Table]:
+    names = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'").fetchall()
+    return (_Table(db, name) for (name,) in names)
+
+
+def _mistyped(db: sqlite3.Connection, table: _Table) -> list[tuple[bytes, ...]]:
+    """Their keys, as bytes."""
+    wrong = " OR ".join(f"typeof({column}) != '{type_.lower()}'" for column, type_ in table.types.items())
+    rows = db.execute(f"SELECT {_blobs(table.key)} FROM {table.name} WHERE {wrong}")  # noqa: S608
+    return rows.fetchall()
+
+
+def _undecodable(db: sqlite3.Connection, table: _Table) -> list[tuple[bytes, ...]]:
+    texts = [column for column, type_ in table.types.items() if type_ == "TEXT"]
+    rows = db.execute(f"SELECT {_blobs(texts)}, {_blobs(table.key)} FROM {table.name}")  # noqa: S608
+    return [row[len(texts) :] for row in rows if not all(map(_is_text, row[: len(texts)]))]
+
+
+def _blobs(columns: list[str]) -> str:
+    return ", ".join(f"CAST({column} AS BLOB)" for column in columns)
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        bytes(value).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_whole(table: _Table, row: tuple[Any, ...]) -> bool:
+    kinds = {"TEXT": str, "INTEGER": int, "BLOB": bytes}
+    if not all(isinstance(v, kinds[type_]) for v, type_ in zip(row, table.types.values(), strict=True)):
+        return False
+    if table.name != "object":
+        return True
+    try:
+        msgspec.json.decode(row[list(table.types).index("body")])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _show(key: tuple[bytes, ...]) -> str:
+    return " ".join(bytes(part)[:128].decode(errors="replace") for part in key)
