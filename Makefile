@@ -11,7 +11,7 @@ PYTEST_WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 # Servers that the data plane's tests run against.
 PROGRAMS := curl mosquitto redis-server mariadb-server
 
-.PHONY: demo test test-slow test-programs reference lint check bench proto clean
+.PHONY: demo test test-slow test-programs test-matrix reference lint check bench proto clean
 
 demo: $(VENV)/installed ## the whole path on one machine; pass options as ARGS="--seconds 60"
 	$(BIN)/kubetwin demo $(ARGS)
@@ -26,6 +26,9 @@ test-programs: $(VENV)/installed ## the data plane against Debian's servers, whi
 	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(PROGRAMS) >/dev/null 2>&1; then \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(PROGRAMS); fi
 	$(BIN)/pytest -m programs $(ARGS)
+
+test-matrix: $(VENV)/installed ## every one of the 720 orders of killing and starting the six parts: an hour
+	KUBETWIN_MATRIX=all $(BIN)/pytest -m slow --timeout 900 tests/e2e/test_restart_matrix.py $(ARGS)
 
 reference: $(VENV)/installed ## regenerate docs/drivers.md
 	$(BIN)/python -m kubetwin.reference > docs/drivers.md

@@ -4,21 +4,15 @@ to kubectl watching the API, and from sending a patch of `desired` to the regist
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
-import ssl
 import subprocess
 import threading
 import time
 from pathlib import Path
 from queue import Queue
-from typing import Any
-from urllib.parse import urlsplit
-
-import yaml
 
 from benchmarks.figures import figure, percentile
+from benchmarks.twin.load import Api
 from tests.e2e.harness import Demo, running_demo, wait_for
 
 DEVICE = "boiler-1"
@@ -87,8 +81,11 @@ def _desired_to_register(demo: Demo) -> None:
             before = register()
             value = str(40 + round_ % 2)
             start = time.monotonic()
-            api.patch_device(
-                DEVICE, [{"op": "replace", "path": f"/spec/properties/{index}/desired/value", "value": value}]
+            api.request(
+                "PATCH",
+                f"/apis/devices.kubeedge.io/v1beta1/namespaces/default/devices/{DEVICE}",
+                [{"op": "replace", "path": f"/spec/properties/{index}/desired/value", "value": value}],
+                kind="application/json-patch+json",
             )
             while register() == before:
                 time.sleep(0.001)
@@ -97,25 +94,3 @@ def _desired_to_register(demo: Demo) -> None:
             times.append((time.monotonic() - start) * 1000)
     figure("latency.desired_to_register.p50", percentile(times, 0.5), "ms")
     figure("latency.desired_to_register.max", max(times), "ms")
-
-
-class Api:
-    """One connection to the API: starting a kubectl takes longer than what is measured."""
-
-    def __init__(self, kubeconfig: Path) -> None:
-        config = yaml.safe_load(kubeconfig.read_text())
-        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        trust = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
-        self._connection = http.client.HTTPSConnection(urlsplit(cluster["server"]).netloc, context=trust)
-        self._headers = {
-            "Authorization": f"Bearer {user['token']}",
-            "Content-Type": "application/json-patch+json",
-        }
-
-    def patch_device(self, name: str, operations: list[dict[str, Any]]) -> None:
-        path = f"/apis/devices.kubeedge.io/v1beta1/namespaces/default/devices/{name}"
-        self._connection.request("PATCH", path, json.dumps(operations), self._headers)
-        answer = self._connection.getresponse()
-        body = answer.read()
-        if answer.status != 200:
-            raise AssertionError(body.decode())

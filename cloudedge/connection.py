@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from cloudedge.errors import ConnectionLost, ConnectionRefused, MalformedMessage
-from cloudedge.lean import postponed_proxies
+from cloudedge.lean import postponed_imports
 from cloudedge.message import MAX_MESSAGE_BYTES, Message, decode, encode, reply
 
-with postponed_proxies():
+with postponed_imports():
     from picows import (
         WSCloseCode,
         WSError,

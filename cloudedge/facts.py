@@ -5,11 +5,13 @@ Times are epoch milliseconds of the edge's clock, 0 where something never happen
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
-__all__ = ["MAX_VALUE_CHARS", "DeviceFacts", "MapperFacts", "PropertyFacts", "RefusedReport"]
+__all__ = ["MAX_VALUE_CHARS", "DeviceFacts", "MapperFacts", "PropertyFacts", "RefusedReport", "spec_digest"]
 
 MAX_VALUE_CHARS: Final = 256
 
@@ -24,6 +26,8 @@ class MapperFacts(Struct, frozen=True, omit_defaults=True):
     heard_ms: int = 0
     """It called, or answered, last."""
     away_since_ms: int = 0
+    trouble: str = ""
+    """Why it does not answer, and what to do; empty: it does."""
     refusal: str = ""
     """Why it does not take the device."""
     handed: str = ""
@@ -64,6 +68,10 @@ class DeviceFacts(Struct, frozen=True, omit_defaults=True):
     """The Device object is here."""
     declared_version: str = ""
     """Its resourceVersion."""
+    spec_digest: str = ""
+    """Of the Device's spec as it is here (`spec_digest`)."""
+    model_digest: str = ""
+    """Of its DeviceModel's."""
     problem: str = ""
     """Why it cannot be run as declared, with the path in the YAML."""
     protocol: str = ""
@@ -94,3 +102,8 @@ class DeviceFacts(Struct, frozen=True, omit_defaults=True):
     """Of them, for lack of room."""
     mqtt_trouble: str = ""
     """Why local apps over MQTT see nothing; empty: they do, or MQTT is off."""
+
+
+def spec_digest(spec: object) -> str:
+    """Tells whether two specs, decoded from JSON, are the same, in whatever order their keys come."""
+    return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()[:16]

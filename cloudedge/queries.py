@@ -11,12 +11,25 @@ from typing import Final, Literal
 
 from msgspec import Raw, Struct
 
-__all__ = ["ANSWER_TIMEOUT_S", "MAX_ANSWER_BYTES", "Answer", "Query", "query_device", "query_resource"]
+__all__ = [
+    "ANSWER_TIMEOUT_S",
+    "MAX_ANSWER_BYTES",
+    "NODE_AWAY",
+    "NODE_SILENT",
+    "Answer",
+    "Query",
+    "query_device",
+    "query_resource",
+]
 
 ANSWER_TIMEOUT_S: Final = 5.0
 """After this a node that did not answer will not."""
 MAX_ANSWER_BYTES: Final = 128 * 1024
 """Of the result as JSON: it lies in the DeviceStatus for a while. Longer histories are cut, the newest values kept."""
+NODE_AWAY: Final = "NodeNotConnected"
+"""`Answer.reason`: CloudHub has no connection of the node."""
+NODE_SILENT: Final = "NodeSilent"
+"""`Answer.reason`: it has one, of an edge core that knows questions, and nothing comes back."""
 
 
 class Query(Struct, frozen=True, omit_defaults=True):
@@ -37,6 +50,8 @@ class Answer(Struct, frozen=True, omit_defaults=True):
     result: Raw = Raw(b"null")
     error: str = ""
     """In words, when there is no result."""
+    reason: str = ""
+    """The error in one word for programs, where CloudCore knows one."""
     answered_ms: int = 0
 
 

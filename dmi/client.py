@@ -19,7 +19,15 @@ from dmi._pb.api_pb2_grpc import DeviceManagerServiceStub, DeviceMapperServiceSt
 from dmi.errors import ConfigError, PeerRefused
 from dmi.ports import EdgeCorePort, MapperHandlers, MapperInfo, Registration
 from dmi.report import encode_report
-from dmi.rpc import CALL_TIMEOUT_S, EDGECORE_KEY, MAX_REASON_BYTES, REASON_KEY, open_channel, rpc_errors
+from dmi.rpc import (
+    CALL_TIMEOUT_S,
+    EDGECORE_KEY,
+    MAX_REASON_BYTES,
+    PARTIAL_KEY,
+    REASON_KEY,
+    open_channel,
+    rpc_errors,
+)
 from dmi.server import serve_mapper
 from dmi.twins import Twin
 from dmi.types import Device, DeviceId, DeviceModel, DeviceState, ModelId, split_id
@@ -90,8 +98,8 @@ class EdgeCoreClient(_Client):
         with rpc_errors(self._peer):
             call = self._stub.MapperRegister(request, timeout=self._timeout_s)
             answer = await call
-            ours = any(key == EDGECORE_KEY for key, _ in await call.initial_metadata() or ())
-        return await _read_registration(answer, stock=not ours)
+            said = {key for key, _ in await call.initial_metadata() or ()}
+        return await _read_registration(answer, stock=EDGECORE_KEY not in said, partial=PARTIAL_KEY in said)
 
     async def report_twins(self, device: DeviceId, twins: Sequence[Twin], /) -> None:
         """Hand over what was read, any number of properties in one call. Returning means stored (upstream: queued)."""
@@ -173,7 +181,7 @@ class MapperClient(_Client):
             )
 
 
-async def _read_registration(answer: pb.MapperRegisterResponse, *, stock: bool) -> Registration:
+async def _read_registration(answer: pb.MapperRegisterResponse, *, stock: bool, partial: bool) -> Registration:
     """Upstream repeats a model once per device that uses it; one unreadable entry must not take the others down. The
     loop has its turn between slices of devices.
     """
@@ -197,5 +205,9 @@ async def _read_registration(answer: pb.MapperRegisterResponse, *, stock: bool) 
         else:
             devices[device.id] = device
     return Registration(
-        devices=tuple(devices.values()), models=tuple(models.values()), refused=tuple(refused), stock=stock
+        devices=tuple(devices.values()),
+        models=tuple(models.values()),
+        refused=tuple(refused),
+        stock=stock,
+        partial=partial,
     )

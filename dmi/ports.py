@@ -55,6 +55,8 @@ class Registration(Struct, frozen=True):
     stock: bool = False
     """The edge core is KubeEdge's own, or as touchy: one call a second from its whole node, and values of a narrow
     alphabet only (DMI contract 0.1, rules 7 and 10)."""
+    partial: bool = False
+    """Not the full set: devices that the mapper has beyond it stay until it is told."""
     encoded: tuple[bytes, ...] = ()
     """`devices` as they go over a socket, where whoever made the answer has them already."""
 

@@ -30,6 +30,7 @@ __all__ = [
     "EDGECORE_KEY",
     "MAX_MESSAGE_BYTES",
     "MAX_REASON_BYTES",
+    "PARTIAL_KEY",
     "REASON_KEY",
     "code_for",
     "open_channel",
@@ -53,6 +54,8 @@ MAX_REASON_BYTES: Final = 4096
 EDGECORE_KEY: Final = "kubetwin-edgecore"
 """Initial metadata of the answer to `MapperRegister`: the edge core is ours, none of the stock one's limits holds.
 Clients ignore metadata they do not know."""
+PARTIAL_KEY: Final = "kubetwin-partial"
+"""Beside it: not all of the set fitted into the answer. What the mapper has beyond it stays until it is told."""
 
 _CODES: Final[dict[type[Exception], grpc.StatusCode]] = {
     ConfigError: grpc.StatusCode.INVALID_ARGUMENT,

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Never, TypeVar
+from typing import Any, Final, Literal, Never, TypeVar
 
 import grpc
 import grpc.aio
@@ -28,7 +28,7 @@ from dmi._pb.api_pb2_grpc import (
 )
 from dmi.errors import ConfigError, DmiError, Overloaded, UnknownDevice
 from dmi.ports import LOCAL, EdgeCoreHandlers, MapperHandlers, MapperInfo, Registration
-from dmi.rpc import CALL_TIMEOUT_S, EDGECORE_KEY, MAX_MESSAGE_BYTES, REASON_KEY, code_for, unix_target
+from dmi.rpc import CALL_TIMEOUT_S, EDGECORE_KEY, MAX_MESSAGE_BYTES, PARTIAL_KEY, REASON_KEY, code_for, unix_target
 from dmi.types import DeviceId, ModelId, device_id
 from dmi.wire import device_from_pb, device_to_pb, model_from_pb, model_to_pb, twin_to_pb, twins_from_pb
 
@@ -37,12 +37,19 @@ __all__ = ["EdgeCoreHandlers", "MapperHandlers", "serve_edgecore", "serve_mapper
 logger = logging.getLogger(__name__)
 
 _Response = TypeVar("_Response")
+Outcome = Literal["malformed", "limited"]
 
 SOCKET_MODE: Final = 0o660
 _STOP_GRACE_S: Final = 1.0
 STREAMS: Final = 512
 """Calls under way on one connection; most of what is more waits at the caller. Ours make 32, Go mappers one."""
 MAX_NAME_BYTES: Final = 253
+"""Of a name in Kubernetes."""
+MAX_ERROR_CHARS: Final = 512
+"""Of an answer's text, which travels in an HTTP/2 header: an over-long one takes the whole connection with it."""
+LARGE_BYTES: Final = 64 * 1024
+"""Reports of more are bounded by their bytes, those of fewer by their number, which is the handlers' business."""
+LARGE_AT_ONCE_BYTES: Final = 32 * 1024 * 1024
 MAX_PATH_BYTES: Final = 107
 """What the address of a unix socket holds."""
 _SLICE: Final = 64
@@ -56,13 +63,13 @@ async def serve_edgecore(
     socket_path: str | Path,
     *,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-    malformed: Callable[[str], None] = lambda _rpc: None,
+    turned_away: Callable[[str, Outcome], None] = lambda _rpc, _outcome: None,
 ) -> AsyncIterator[Path]:
     """Serve mappers on a unix socket while the block runs. `interceptors` see every call as it is on the wire,
-    `malformed` is told the names of those that cannot be read.
+    `turned_away` is told the names of those that no handler sees: they cannot be read, or there is no room for them.
     """
     server = _new_server(interceptors)
-    add_DeviceManagerServiceServicer_to_server(_ManagerServicer(handlers, malformed), server)
+    add_DeviceManagerServiceServicer_to_server(_ManagerServicer(handlers, turned_away), server)
     async with _listen(server, Path(socket_path)) as path:
         yield path
 
@@ -136,13 +143,14 @@ async def _listen(server: grpc.aio.Server, path: Path) -> AsyncIterator[Path]:
 
 async def _answer(call: Awaitable[_Response], context: Any, what: str) -> _Response:
     """The result of a handler, or the gRPC error for its exception."""
+    what = what[:MAX_ERROR_CHARS]
     try:
         return await call
     except DmiError as error:
         await _refuse(error, context, what)
     except Exception as error:
         logger.exception("%s failed", what)
-        await context.abort(grpc.StatusCode.INTERNAL, f"{what}: {error!r}")
+        await context.abort(grpc.StatusCode.INTERNAL, f"{what}: {error!r}"[:MAX_ERROR_CHARS])
         raise AssertionError("abort raises") from error
 
 
@@ -161,7 +169,7 @@ class _Complaints:
             return
         more = f" (and {self._unsaid} other calls)" if self._unsaid else ""
         self._next_at, self._unsaid = now + _LOG_EVERY_S, 0
-        logger.warning("%s refused: %s%s", what, error, more)
+        logger.warning("%s refused: %s%s", what, _text_of(error), more)
 
 
 _complaints: Final = _Complaints()
@@ -169,20 +177,27 @@ _complaints: Final = _Complaints()
 
 async def _refuse(error: DmiError, context: Any, what: str) -> Never:
     _complaints.note(what, error)
-    await context.abort(code_for(error), str(error))
+    await context.abort(code_for(error), _text_of(error))
     raise AssertionError("abort raises")
 
 
+def _text_of(error: DmiError) -> str:
+    return str(error)[:MAX_ERROR_CHARS]
+
+
 def _id_of(namespace: str, name: str) -> DeviceId:
-    if not namespace or not name or "/" in namespace or "/" in name:
-        raise UnknownDevice(f"deviceNamespace {namespace!r} and deviceName {name!r} do not name a device")
+    long = max(len(namespace), len(name)) > MAX_NAME_BYTES
+    if long or not namespace or not name or "/" in namespace or "/" in name:
+        shown = f"deviceNamespace {namespace[:MAX_NAME_BYTES]!r} and deviceName {name[:MAX_NAME_BYTES]!r}"
+        raise UnknownDevice(f"{shown} do not name a device{': too long' if long else ''}")
     return device_id(namespace, name)
 
 
 class _ManagerServicer(DeviceManagerServiceServicer):
-    def __init__(self, handlers: EdgeCoreHandlers, malformed: Callable[[str], None]) -> None:
+    def __init__(self, handlers: EdgeCoreHandlers, turned_away: Callable[[str, Outcome], None]) -> None:
         self._handlers = handlers
-        self._malformed = malformed
+        self._turned_away = turned_away
+        self._large_bytes = 0
 
     async def MapperRegister(self, request: pb.MapperRegisterRequest, context: Any) -> pb.MapperRegisterResponse:  # noqa: N802
         async def call() -> pb.MapperRegisterResponse:
@@ -190,10 +205,11 @@ class _ManagerServicer(DeviceManagerServiceServicer):
                 info = _mapper_from_pb(request.mapper, context.time_remaining())
             answer = await self._handlers.register_mapper(info, with_data=request.withData)
             if not answer.stock:
-                await context.send_initial_metadata(((EDGECORE_KEY, "1"),))
+                partial = ((PARTIAL_KEY, "1"),) if answer.partial else ()
+                await context.send_initial_metadata(((EDGECORE_KEY, "1"), *partial))
             return await _registration_to_pb(answer)
 
-        return await _answer(call(), context, f"MapperRegister of {request.mapper.name[:MAX_NAME_BYTES]!r}")
+        return await _answer(call(), context, f"MapperRegister of {request.mapper.name!r}")
 
     async def ReportDeviceStatus(  # noqa: N802
         self, request: pb.ReportDeviceStatusRequest, context: Any
@@ -202,12 +218,12 @@ class _ManagerServicer(DeviceManagerServiceServicer):
             with self._reading("ReportDeviceStatus"):
                 device = _id_of(request.deviceNamespace, request.deviceName)
                 twins = twins_from_pb(request.reportedDevice.twins)
-                if not twins:
-                    raise ConfigError("reportedDevice.twins", "is empty")
             await self._handlers.accept_twins(device, twins)
             return pb.ReportDeviceStatusResponse()
 
-        return await _answer(call(), context, f"ReportDeviceStatus of {request.deviceNamespace}/{request.deviceName}")
+        size = request.ByteSize()
+        taken = call() if size <= LARGE_BYTES else self._in_room("ReportDeviceStatus", size, call)
+        return await _answer(taken, context, f"ReportDeviceStatus of {request.deviceNamespace}/{request.deviceName}")
 
     async def ReportDeviceStates(  # noqa: N802
         self, request: pb.ReportDeviceStatesRequest, context: Any
@@ -226,8 +242,21 @@ class _ManagerServicer(DeviceManagerServiceServicer):
         try:
             yield
         except DmiError:
-            self._malformed(rpc)
+            self._turned_away(rpc, "malformed")
             raise
+
+    async def _in_room(self, rpc: str, size: int, call: Callable[[], Awaitable[_Response]]) -> _Response:
+        if self._large_bytes + size > LARGE_AT_ONCE_BYTES:
+            self._turned_away(rpc, "limited")
+            raise Overloaded(
+                f"no room for {size} bytes: calls of over {LARGE_BYTES} bytes may hold {LARGE_AT_ONCE_BYTES} together, "
+                f"and those that wait to be stored hold {self._large_bytes}; report fewer properties in one call"
+            )
+        self._large_bytes += size
+        try:
+            return await call()
+        finally:
+            self._large_bytes -= size
 
 
 def _mapper_from_pb(mapper: pb.MapperInfo, patience_s: float | None) -> MapperInfo:

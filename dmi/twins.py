@@ -27,11 +27,15 @@ WriteState = Literal["", "pending", "applied", "failed"]
 _QUALITIES: Final[tuple[Quality, ...]] = get_args(Quality)
 _WRITE_STATES: Final[tuple[WriteState, ...]] = get_args(WriteState)
 
+MAX_REASON_CHARS: Final = 512
+"""Of a reason, or a type, that a peer sends; the rest is left out."""
+LAST_MS: Final = 253_402_300_799_999
+"""The end of the year 9999, beyond which there are no dates: a time after it counts as absent."""
 CLOCK_TOLERANCE_MS: Final = 5_000
 """How far ahead of our own clock a stored time may lie before it counts as wrong, not newer."""
 
 
-class Reported(Struct, frozen=True):
+class Reported(Struct, frozen=True, gc=False):
     """What the device has."""
 
     value: str = ""
@@ -48,17 +52,18 @@ class Reported(Struct, frozen=True):
     @classmethod
     def from_metadata(cls, value: str, metadata: Mapping[str, Any]) -> Reported:
         """Read leniently what a peer sent: a missing or odd key counts as absent."""
-        quality = metadata.get("quality")
+        get = metadata.get
+        quality = _text(get("quality"))
         return cls(
-            value=value,
-            type=_text(metadata.get("type")),
-            collected_ms=_millis(metadata.get("timestamp")),
-            quality=quality if quality in _QUALITIES else "good",
-            reason=_text(metadata.get("reason")),
+            value,
+            _text(get("type")),
+            _millis(get("timestamp")),
+            quality if quality in _QUALITIES else "good",
+            _text(get("reason")),
         )
 
 
-class Desired(Struct, frozen=True):
+class Desired(Struct, frozen=True, gc=False):
     """What the cloud wants, as far as the mapper has seen it, and what became of it."""
 
     value: str = ""
@@ -74,22 +79,27 @@ class Desired(Struct, frozen=True):
     @classmethod
     def from_metadata(cls, value: str, metadata: Mapping[str, Any]) -> Desired:
         """Read leniently what a peer sent: a missing or odd key counts as absent."""
-        write = metadata.get("write")
+        get = metadata.get
+        write = _text(get("write"))
         return cls(
-            value=value,
-            type=_text(metadata.get("type")),
-            updated_ms=_millis(metadata.get("timestamp")),
-            write=write if write in _WRITE_STATES else "",
-            reason=_text(metadata.get("reason")),
+            value,
+            _text(get("type")),
+            _millis(get("timestamp")),
+            write if write in _WRITE_STATES else "",
+            _text(get("reason")),
         )
 
 
-class Twin(Struct, frozen=True):
-    """One property of a device: its desired and reported pair."""
+class Twin(Struct, frozen=True, gc=False):
+    """One property of a device: its desired and reported pair. There are tens of thousands, and no cycle can go
+    through them, so the garbage collector is not to look at them.
+    """
 
     property_name: str
     reported: Reported = Reported()
     desired: Desired = Desired()
+    only: Literal["", "reported", "desired"] = ""
+    """The one side that a report is about; nothing is known of the other then, which is not the same as empty."""
 
 
 def supersedes(new_ms: int, old_ms: int, *, now_ms: int) -> bool:
@@ -109,15 +119,13 @@ def _metadata(type_: str, time_ms: int, extra: Mapping[str, str]) -> dict[str, s
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return value[:MAX_REASON_CHARS] if isinstance(value, str) else ""
 
 
 def _millis(value: object) -> int:
     """A time as peers write it: decimal text in DMI and `DeviceStatus`, a number in the channel's messages."""
-    if isinstance(value, bool):
-        return 0
-    if isinstance(value, int):
-        return max(value, 0)
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18:
-        return int(value)
-    return 0
+    if isinstance(value, str):
+        time_ms = int(value) if value.isascii() and value.isdigit() and len(value) <= 18 else 0
+    else:
+        time_ms = value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return time_ms if 0 <= time_ms <= LAST_MS else 0

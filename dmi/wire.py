@@ -8,6 +8,8 @@ Tolerant in what is read: upstream's edge core sends every number as a 32-bit `F
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
 
 from dmi._pb import api_pb2 as pb
 from dmi.errors import ConfigError
@@ -37,6 +39,10 @@ __all__ = [
     "twin_to_pb",
     "twins_from_pb",
 ]
+
+_REMEMBERED: Final = 4096
+"""Desired sides, each of so many bytes at most:"""
+_REMEMBERED_BYTES: Final = 256
 
 
 def device_to_pb(device: Device) -> pb.Device:
@@ -200,17 +206,40 @@ def twin_to_pb(twin: Twin) -> pb.Twin:
 
 
 def twin_from_pb(message: pb.Twin) -> Twin:
+    has_reported, has_desired = message.HasField("reported"), message.HasField("observedDesired")
     return Twin(
         property_name=message.propertyName,
         reported=Reported.from_metadata(message.reported.value, message.reported.metadata),
-        desired=Desired.from_metadata(message.observedDesired.value, message.observedDesired.metadata),
+        desired=_desired(message.observedDesired.SerializeToString()),
+        only="" if has_reported and has_desired else "reported" if has_reported else "desired",
     )
 
 
+def _desired(encoded: bytes) -> Desired:
+    """Mostly the same as last time, unlike what is reported."""
+    return _remembered_desired(encoded) if len(encoded) <= _REMEMBERED_BYTES else _read_desired(encoded)
+
+
+def _read_desired(encoded: bytes) -> Desired:
+    message = pb.TwinProperty.FromString(encoded)
+    return Desired.from_metadata(message.value, message.metadata)
+
+
+_remembered_desired: Final = lru_cache(_REMEMBERED)(_read_desired)
+
+
 def twins_from_pb(messages: Iterable[pb.Twin]) -> list[Twin]:
-    """Twins of one report, in order; one without a property name raises ConfigError with its index."""
-    twins = [twin_from_pb(m) for m in messages]
-    for index, twin in enumerate(twins):
-        if not twin.property_name:
+    """Twins of one report, in order. One with neither side says nothing and is left out.
+
+    Raises:
+        ConfigError: One has no property name, or none says anything.
+    """
+    twins = []
+    for index, message in enumerate(messages):
+        if not message.propertyName:
             raise ConfigError(f"reportedDevice.twins[{index}].propertyName", "is missing")
+        if message.HasField("reported") or message.HasField("observedDesired"):
+            twins.append(twin_from_pb(message))
+    if not twins:
+        raise ConfigError("reportedDevice.twins", "is empty, or none of them has reported or observedDesired")
     return twins

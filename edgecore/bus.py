@@ -26,7 +26,9 @@ __all__ = [
     "ObjectChange",
     "ObjectMessage",
     "ObjectsChanged",
+    "StateShown",
     "TwinMessage",
+    "TwinsGone",
     "TwinsReported",
     "Upstream",
     "UserMessage",
@@ -107,7 +109,7 @@ class ObjectsChanged(Struct, frozen=True):
 
 
 class MqttIn(Struct, frozen=True):
-    """A local app published on one of the device twin's topics."""
+    """A local app published on one of the device twin's topics. Published, it is dealt with: stored and answered."""
 
     topic: str
     payload: bytes
@@ -119,8 +121,8 @@ class MqttOut(Struct, frozen=True):
     topic: str
     payload: bytes
     latest: bool = False
-    """Of several that wait under one topic only the newest counts (deltas: they say all), while an answer to an app must
-    not be left out for a later one."""
+    """Of several that wait under one topic only the newest counts (deltas: they say all), while an answer to an app
+    must not be left out for a later one."""
 
 
 class TwinsReported(Struct, frozen=True):
@@ -131,6 +133,21 @@ class TwinsReported(Struct, frozen=True):
     device: DeviceId
     twins: tuple[Twin, ...]
     """Those that changed, as they are now."""
+
+
+class TwinsGone(Struct, frozen=True):
+    """Committed: these properties of a device have no value any more. Only told."""
+
+    device: DeviceId
+    names: tuple[str, ...]
+
+
+class StateShown(Struct, frozen=True):
+    """Committed: what is shown of a device's state, perhaps as before. Only told."""
+
+    device: DeviceId
+    since_ms: int
+    """Another one: it is another state."""
 
 
 _Event = TypeVar("_Event", bound=Struct)

@@ -25,6 +25,12 @@ class Counter:
     def add(self, *label_values: str, amount: float = 1) -> None:
         self.values[label_values] += amount  # type: ignore[assignment]  # Counter counts anything that adds up
 
+    def forget(self, label: str, value: str) -> None:
+        """Drop the counts under a label value that comes no more."""
+        at = self.labels.index(label)
+        for key in [key for key in self.values if key[at] == value]:
+            del self.values[key]
+
     def total(self) -> float:
         return sum(self.values.values())
 
@@ -54,6 +60,12 @@ class Metrics:
             entry = self.entries[name] = _Entry(name, "counter", help_, Counter(labels))
         assert isinstance(entry.source, Counter), name  # noqa: S101 - a name is one thing
         return entry.source
+
+    def forget(self, label: str, value: str) -> None:
+        """In every counter that has the label: else a gateway that runs for years keeps all names there ever were."""
+        for entry in self.entries.values():
+            if isinstance(entry.source, Counter) and label in entry.source.labels:
+                entry.source.forget(label, value)
 
     def gauge(self, name: str, help_: str, *labels: str, read: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
         """Without labels the mapping has the one key `()`."""

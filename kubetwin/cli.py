@@ -74,14 +74,18 @@ main.add_command(simulate)
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def why(words: tuple[str, ...]) -> None:
-    """As `kubectl twin why`: see there. What it loads, an edge box need not have for the other commands."""
-    needs("kubetwin.why.command", "cloud").why.main(words, prog_name="kubetwin why")
+    """As `kubectl twin why`: see there."""
+    from kubetwin.why.command import why as command
+
+    command.main(words, prog_name="kubetwin why")
 
 
 @main.command(short_help="Print the CustomResourceDefinitions.")
 def crds() -> None:
     """Print the CustomResourceDefinitions, for kubectl apply -f -."""
-    click.echo(needs("cloudcore.crds", "cloud").render(), nl=False)
+    from cloudcore.crds import render
+
+    click.echo(render(), nl=False)
 
 
 @main.command(short_help="Mint the certificates of the cloud-edge channel.")
@@ -102,4 +106,6 @@ def certs(directory: Path, nodes: tuple[str, ...], hosts: tuple[str, ...]) -> No
 
 def kubectl_twin() -> None:
     """`kubectl twin`: kubectl runs any `kubectl-twin` on PATH as its own subcommand."""
-    needs("kubetwin.plugin", "cloud").main()
+    from kubetwin.plugin import main
+
+    main()

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 from msgspec import Struct
 
 __all__ = [
+    "GROUP",
     "ApiAway",
     "Forbidden",
     "KindMissing",

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 
 from dmi.errors import ConversionError
+from dmi.freshness import shown_quality, unsaid_since_ms
 from dmi.twins import Desired, Reported
 from dmi.types import PROPERTY_TYPES
 from dmi.values import parse_value
@@ -22,17 +23,12 @@ __all__ = [
     "TwinRow",
     "age_text",
     "device_rows",
-    "is_stale",
     "same_value",
-    "shown_quality",
     "state_of",
     "twin_rows",
 ]
 
 Json = Mapping[str, Any]
-
-REACHED: Final = frozenset({"online", "ok", "unhealthy"})
-"""States in which what a device reports is what it has."""
 
 
 class TwinRow(Struct, frozen=True, kw_only=True):
@@ -90,7 +86,9 @@ def twin_rows(
         namespace, name = _key(device)
         spec = mapping(device, "spec")
         model, node = text(spec, "deviceModelRef", "name"), text(spec, "nodeName")
-        state, state_reason = state_of(states.get((namespace, name), {}), node_away=node in nodes_away)
+        status = states.get((namespace, name), {})
+        state, state_reason = state_of(status, node_away=node in nodes_away)
+        unsaid_since = unsaid_since_ms(items(status, "status", "extensions", "conditions"))
         for property_ in items(device, "spec", "properties"):
             property_name = text(property_, "name")
             twin = reported.get((namespace, name, property_name), {})
@@ -104,18 +102,19 @@ def twin_rows(
                         write="", age_s=None, quality="", reason=state_reason, state=state, node=node,
                     ),
                     now_ms,
+                    unsaid_since,
                 )
             )  # fmt: skip
     return rows
 
 
-def _row(property_: Json, twin: Json, declared: Json, base: TwinRow, now_ms: int) -> TwinRow:
+def _row(property_: Json, twin: Json, declared: Json, base: TwinRow, now_ms: int, unsaid_since: int) -> TwinRow:
     seen, wanted = _reported(twin), _desired(twin)
     desired = text(property_, "desired", "value")
     type_ = text(declared, "type") or seen.type.upper()
     is_reported = bool(seen.value or seen.collected_ms or seen.quality != "good")
     write = (wanted.write if wanted.value == desired else "pending") if desired else ""
-    quality = shown_quality(seen, base.state) if is_reported else ""
+    quality = shown_quality(seen, base.state, unsaid_since=unsaid_since) if is_reported else ""
     reason = seen.reason or (wanted.reason if write == wanted.write else "")
     return TwinRow(
         device=base.device,
@@ -149,18 +148,6 @@ def state_of(status: Json, *, node_away: bool = False) -> tuple[str, str]:
         if condition.get("type") == "NodeConnected" and condition.get("status") == "False":
             return "unknown", reason or text(condition, "message")
     return ("unknown", reason or "its node is not connected") if node_away else (state, reason)
-
-
-def shown_quality(seen: Reported, state: str) -> str:
-    """A value of a device that cannot be reached is old, whatever was said of it when it was read; `bad` stays so.
-
-    An empty state says nothing: stock edge cores report none where `stateReport` is off.
-    """
-    return "stale" if seen.quality == "good" and is_stale(state) else seen.quality
-
-
-def is_stale(state: str) -> bool:
-    return bool(state) and state.casefold() not in REACHED
 
 
 def same_value(one: str, other: str, type_: str) -> bool:

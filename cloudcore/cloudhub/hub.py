@@ -15,7 +15,8 @@ from picows import WSCloseCode
 
 from cloudcore.cloudhub.session import Session, SessionEnded
 from cloudcore.cloudhub.unserved import refusal
-from cloudedge import Connection, Message, Refusal, serve, tls
+from cloudedge import Message, tls
+from cloudedge.connection import Connection, Refusal, serve
 
 __all__ = ["CloudHub", "HubSettings", "NodeHandler"]
 

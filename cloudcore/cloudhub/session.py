@@ -10,7 +10,8 @@ from typing import Final
 from picows import WSCloseCode
 
 from cloudcore.cloudhub.outbox import Outbox
-from cloudedge import Connection, ConnectionLost, Message
+from cloudedge import ConnectionLost, Message
+from cloudedge.connection import Connection
 
 __all__ = ["Session", "SessionEnded"]
 

@@ -21,8 +21,9 @@ from msgspec import Struct
 
 from cloudcore.devicecontroller.declarations import Declaration
 from cloudcore.devicecontroller.known import Known
-from cloudcore.devicecontroller.shown import LIVE, UNKNOWN, Condition, Shown, utc_text
+from cloudcore.devicecontroller.shown import UNKNOWN, Condition, Shown, utc_text
 from dmi import Problem, Twin
+from dmi.freshness import LIVE, NOT_REPORTED
 
 __all__ = ["NodeView", "appearance", "assumed_link"]
 
@@ -98,11 +99,13 @@ def _declared(declared: Declaration) -> Condition:
 def _node_connected(declared: Declaration, before: Shown, node: NodeView, now: str) -> Condition:
     if not declared.node:
         return Condition("NodeConnected", "Unknown", "NoNode", "spec.nodeName: is empty")
+    shown = before.conditions.get("NodeConnected")
     if node.link == "up":
-        return Condition("NodeConnected", "True", "Connected", f'node "{declared.node}" is connected to CloudHub')
+        message = f'node "{declared.node}" is connected to CloudHub'
+        moved = shown is not None and not _is_about(shown, declared.node)
+        return Condition("NodeConnected", "True", "Connected", message, now if moved else "")
     if node.link == "waiting":
         return Condition("NodeConnected", "Unknown", "Waiting", f'node "{declared.node}" has not connected yet')
-    shown = before.conditions.get("NodeConnected")
     since = shown.since if shown is not None and shown.status == "False" and _is_about(shown, declared.node) else ""
     since = since or (utc_text(node.lost_ms) if node.lost_ms else now)
     message = f'node "{declared.node}" is not connected to CloudHub since {since}'
@@ -120,7 +123,7 @@ def _online(known: Known, declared: Declaration, connection: Condition, state: s
     if connection.status == "False":
         return Condition("Online", "Unknown", "NodeNotConnected", reason)
     if not known.state:
-        return Condition("Online", "Unknown", "NotReported", reason)
+        return Condition("Online", "Unknown", NOT_REPORTED, reason)
     match state:
         case "online" | "ok":
             return Condition("Online", "True", "Online", known.reason)

@@ -83,7 +83,14 @@ class DeviceController:
             interval_s=settings.patch_interval_s,
         )
         self.events = EventRecorder(client, settings.events)
-        self.queries = Queries(client, self.devices.get, self.statuses, self._links, settings=settings.queries)
+        self.queries = Queries(
+            client,
+            self.devices.get,
+            self.statuses,
+            self._links,
+            knows_questions=self.writer.is_ours,
+            settings=settings.queries,
+        )
         self.mirror = Mirror(client, self.devices, self.statuses, wanted=settings.mirror_twins)
         self._reports_welcome = False
         self._early: deque[tuple[NodeLink, Message, DeviceReport]] = deque()
@@ -122,6 +129,7 @@ class DeviceController:
     def node_connected(self, link: NodeLink, /) -> None:
         self._links.connected(link)
         self._downstream.connected(link)
+        self.queries.connected(link)
         for key in self._index.of_node(link.node):
             self.writer.note(key, delay_s=FIRST_WORDS_S)
 
@@ -229,7 +237,7 @@ class DeviceController:
         self._downstream.model_changed(users)
 
     def _status_changed(self, key: Key, _old: Object | None, new: Object | None) -> None:
-        self.writer.note(key)
+        self.writer.note_status(key, new)
         self.mirror.note(key)
         self.queries.look(key, new)
 

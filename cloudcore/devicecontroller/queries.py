@@ -33,7 +33,15 @@ from cloudcore.kube import (
 )
 from cloudedge import MalformedMessage, Message, new_message
 from cloudedge.message import now_ms
-from cloudedge.queries import ANSWER_TIMEOUT_S, MAX_ANSWER_BYTES, Answer, Query, query_resource
+from cloudedge.queries import (
+    ANSWER_TIMEOUT_S,
+    MAX_ANSWER_BYTES,
+    NODE_AWAY,
+    NODE_SILENT,
+    Answer,
+    Query,
+    query_resource,
+)
 
 __all__ = ["Queries", "QuerySettings", "entries_of"]
 
@@ -92,20 +100,25 @@ class Queries:
         statuses: Informer,
         links: Links,
         *,
+        knows_questions: Callable[[Key], bool],
         settings: QuerySettings | None = None,
     ) -> None:
+        """`knows_questions`: whether the edge core that has the device is one that answers."""
         self.counts: Counter[str] = Counter()
         """What became of questions and answers."""
         self._client = client
         self._find_device = find_device
         self._statuses = statuses
         self._links = links
+        self._knows_questions = knows_questions
         self._settings = settings or QuerySettings()
         self._loop = asyncio.get_running_loop()
         self._free_at = float("-inf")
         self._asked: dict[Key, dict[str, _Asked]] = {}
         self._sent: dict[str, tuple[Key, str, asyncio.TimerHandle]] = {}
         """By id of the message to the node: device, question, and when it is too late for the answer."""
+        self._held: dict[str, dict[str, Message]] = {}
+        """By node and id: questions to nodes that are not here, and may be at once."""
         self._early: set[Key] | None = set()
         """To be looked at once devices are known; None: they are."""
         self._queue: KeyedQueue[Key] = KeyedQueue()
@@ -127,6 +140,10 @@ class Queries:
                 self._open(key, id_, entry, asked)
         if not asked:
             del self._asked[key]
+
+    def connected(self, link: NodeLink) -> None:
+        for question in self._held.pop(link.node, {}).values():
+            link.post(question)
 
     def take(self, link: NodeLink, key: Key, message: Message) -> None:
         """What a node says in answer to a question; anything else is counted and forgotten."""
@@ -190,9 +207,13 @@ class Queries:
             return
         try:
             query = _read(id_, entry)
-            link = self._find_link(key, len(asked))
+            node = self._find_node(key, len(asked))
         except ValueError as error:
             self._answer(key, id_, error=str(error))
+            return
+        link = self._links.get(node)
+        if link is None and not self._links.grace_left_s(node):
+            self._answer(key, id_, error=_away(node), reason=NODE_AWAY)
             return
         question = new_message(
             source=SOURCE,
@@ -203,12 +224,15 @@ class Queries:
         )
         timer = self._loop.call_later(self._settings.timeout_s, self._give_up, question.id)
         self._sent[question.id] = (key, id_, timer)
-        new.message_id, new.node = question.id, link.node
+        new.message_id, new.node = question.id, node
         self.counts["asked"] += 1
-        link.post(question)
+        if link is None:
+            self._held.setdefault(node, {})[question.id] = question
+        else:
+            link.post(question)
 
-    def _find_link(self, key: Key, number: int) -> NodeLink:
-        """Where to send the question, the device's `number`th.
+    def _find_node(self, key: Key, number: int) -> str:
+        """Whom to ask the question, the device's `number`th.
 
         Raises:
             ValueError: Nowhere, or not now; says why.
@@ -221,26 +245,28 @@ class Queries:
         node = node_name(device)
         if not node:
             raise ValueError("spec.nodeName of the Device is empty, so there is no node to ask")
-        link = self._links.get(node)
-        if link is None:
-            raise ValueError(f'node "{node}" is not connected to CloudHub')
         now = self._loop.time()
         self._free_at = max(self._free_at, now - self._settings.burst / self._settings.rate) + 1 / self._settings.rate
         if self._free_at > now:
             self._free_at -= 1 / self._settings.rate
             raise ValueError("too many questions in the cluster at the moment; ask again in a few seconds")
-        return link
+        return node
 
     def _give_up(self, message_id: str) -> None:
         key, id_, _ = self._sent[message_id]
         node = self._asked[key][id_].node
-        away = "" if self._links.get(node) is not None else ", for its connection to CloudHub is gone"
-        error = f'node "{node}" did not answer within {self._settings.timeout_s:g} s{away}'
-        if not away:
-            error += "; stock edge cores never do"
-        self._answer(key, id_, error=error)
+        if self._links.get(node) is None:
+            self._answer(key, id_, error=_away(node), reason=NODE_AWAY)
+            return
+        error = f'node "{node}" is connected, and its edge core did not answer within {self._settings.timeout_s:g} s'
+        if self._knows_questions(key):
+            self._answer(key, id_, error=error, reason=NODE_SILENT)
+        else:
+            self._answer(key, id_, error=f"{error}; stock ones never do")
 
-    def _answer(self, key: Key, id_: str, *, result: msgspec.Raw = _NO_ANSWER, error: str = "") -> None:
+    def _answer(
+        self, key: Key, id_: str, *, result: msgspec.Raw = _NO_ANSWER, error: str = "", reason: str = ""
+    ) -> None:
         """Have it written."""
         asked = self._asked[key][id_]
         self._forget(asked)
@@ -253,12 +279,15 @@ class Queries:
                 error = "the node answered with nothing"
         self.counts["answered with an error" if error else "answered"] += 1
         said = {"error": error} if error else {"result": msgspec.json.decode(result)}
+        if reason:
+            said["reason"] = reason
         asked.answer = {**said, "answered_ms": now_ms()}
         self._queue.add(key)
 
     def _forget(self, asked: _Asked) -> None:
         """Stop waiting for an answer of the node."""
         sent = self._sent.pop(asked.message_id, None)
+        self._held.get(asked.node, {}).pop(asked.message_id, None)
         asked.message_id = ""
         if sent is not None:
             sent[2].cancel()
@@ -284,6 +313,10 @@ class Queries:
             self._statuses.observe(answer)
         if left := [one.remove_at for one in asked.values() if one.remove_at > now]:
             self._queue.add(key, delay_s=min(left) - self._loop.time())
+
+
+def _away(node: str) -> str:
+    return f'node "{node}" is not connected to CloudHub'
 
 
 def _read(id_: str, entry: object) -> Query:

@@ -6,10 +6,11 @@ from typing import Any, Final
 
 from cloudcore.devicecontroller.declarations import Declaration
 from cloudcore.devicecontroller.known import DELETED, Known, has_value
-from cloudcore.devicecontroller.shown import LIVE, Shown, read_shown
+from cloudcore.devicecontroller.shown import Shown, read_shown
 from cloudcore.kube import Key, Object, identity
 from dmi import Desired, Problem, Reported, Twin
 from dmi.crd import API_VERSION
+from dmi.freshness import shown_quality, unsaid_since_ms
 
 __all__ = ["device_status", "is_lazy", "owner_uid", "render", "status_patch", "summary"]
 
@@ -20,25 +21,23 @@ _EXTENSIONS: Final = ("summary", "reason", "since", "conditions", "problems")
 
 def render(known: Known, declared: Declaration, shown: Shown) -> Object:
     """The whole status: what is known as it is, state and conditions as `shown` has them."""
+    conditions = [condition.rendered() for condition in shown.conditions.values()]
     return {
         "twins": [_twin(twin) for name in declared.properties if has_value(twin := known.twins.get(name))],
         "state": shown.state,
         "lastOnlineTime": known.last_online,
         "extensions": {
-            "summary": summary(known, declared, is_live=shown.state in LIVE),
+            "summary": summary(known, declared, shown.state, unsaid_since=unsaid_since_ms(conditions)),
             "reason": shown.reason,
             "since": shown.since,
-            "conditions": [condition.rendered() for condition in shown.conditions.values()],
+            "conditions": conditions,
             "problems": [_problem(problem) for problem in declared.problems],
         },
     }
 
 
-def summary(known: Known, declared: Declaration, *, is_live: bool = True) -> str:
-    """One line for people, such as `temperature=21.5 Celsius, valve=open`.
-
-    Values of a device that is not live are `stale`, whatever their quality was when they were collected.
-    """
+def summary(known: Known, declared: Declaration, state: str, *, unsaid_since: int = 0) -> str:
+    """One line for people, such as `temperature=21.5 Celsius, valve=open`. What is not good, or old, says so."""
     parts = []
     for name in declared.properties:
         twin = known.twins.get(name)
@@ -46,7 +45,7 @@ def summary(known: Known, declared: Declaration, *, is_live: bool = True) -> str
             continue
         value = _one_line(twin.reported.value) or "?"
         unit = declared.units.get(name, "")
-        quality = "stale" if twin.reported.quality == "good" and not is_live else twin.reported.quality
+        quality = shown_quality(twin.reported, state, unsaid_since=unsaid_since)
         mark = "" if quality == "good" else f" ({quality})"
         parts.append(f"{name}={value}{' ' + unit if unit else ''}{mark}")
     line = ", ".join(parts)

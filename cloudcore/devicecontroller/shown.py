@@ -8,11 +8,9 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-__all__ = ["LIVE", "UNKNOWN", "Condition", "Shown", "Truth", "read_shown", "utc_text"]
+__all__ = ["UNKNOWN", "Condition", "Shown", "Truth", "read_shown", "utc_text"]
 
 UNKNOWN: Final = "unknown"
-LIVE: Final = frozenset({"online", "ok", "unhealthy"})
-"""States of a device that answers: what it reported is of now. In any other, its values are those of before."""
 
 Truth = Literal["True", "False", "Unknown"]
 

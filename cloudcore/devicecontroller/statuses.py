@@ -73,6 +73,7 @@ class _Record:
         "trouble",
         "uid",
         "waiting",
+        "writing",
     )
 
     def __init__(self, uid: str, node: str, known: Known, shown: Shown) -> None:
@@ -84,6 +85,8 @@ class _Record:
         """Whose word the state is."""
         self.waiting: dict[str, NodeLink] = {}
         """Message ids of reports to confirm once what they said is written, and who sent them."""
+        self.writing: Object | None = None
+        """What the API is being told."""
         self.paid_until = 0.0
         """Loop time that the PATCHes so far have used up."""
         self.patched_at = float("-inf")
@@ -128,6 +131,12 @@ class StatusWriter:
         """Something about the device changed, or will in `delay_s`."""
         self._queue.add(key, delay_s=delay_s)
 
+    def note_status(self, key: Key, status: Object | None) -> None:
+        """The DeviceStatus changed: see to it, unless that is our own write, and nobody else's with it."""
+        writing = record.writing if (record := self._records.get(key)) is not None else None
+        if status is None or writing is None or status_patch(status.get("status"), writing):
+            self.note(key)
+
     def update(
         self, key: Key, device: Object, change: Callable[[Known], Known], *, report_id: str, link: NodeLink
     ) -> None:
@@ -139,6 +148,11 @@ class StatusWriter:
             record.waiting.pop(next(iter(record.waiting)))
             self.dropped += 1
         self.note(key)
+
+    def is_ours(self, key: Key) -> bool:
+        """Whether the device's edge core has said something that stock ones do not say."""
+        record = self._records.get(key)
+        return record is not None and record.known.since_ms > 0
 
     def close(self) -> None:
         self._queue.close()
@@ -196,6 +210,7 @@ class StatusWriter:
             return
         confirmed, record.waiting = record.waiting, {}
         shown = record.shown
+        record.writing = wanted
         try:
             if status is None:
                 await self._create(key, device, wanted)
@@ -210,6 +225,8 @@ class StatusWriter:
         except BaseException:
             record.waiting = {**confirmed, **record.waiting}
             raise
+        finally:
+            record.writing = None
         record.failures, record.trouble = 0, ""
         self._recovered()
         self._tell(key, device, read_shown(current), shown)
@@ -256,6 +273,7 @@ class StatusWriter:
         try:
             self.patches += 1
             self._statuses.observe(await self._client.patch(STATUSES, key, patch))
+            record.patched_at = self._loop.time()  # only now for sure: however long it took, the gap is seen outside
         except NotFound:  # deleted, and the watch has not said so yet
             await self._create(key, device, wanted)
 

@@ -1,7 +1,7 @@
 """Answers local apps that read and update twins over MQTT, as upstream documents it (device contract 3.5).
 
 Requests wait in a bounded queue and are done in batches, one transaction each, so that a commit that takes its time
-costs the many one wait. While the queue is full whoever brings the next one waits, and with it the broker.
+costs the many one wait. Whoever brings one waits until it is stored and answered, and until then keeps it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class TwinApps:
         self._publisher = publisher
         self._reports = reports
         self._spoken_for = spoken_for
-        self._waiting: asyncio.Queue[Request] = asyncio.Queue(MAX_WAITING)
+        self._waiting: asyncio.Queue[tuple[Request, asyncio.Future[None]]] = asyncio.Queue(MAX_WAITING)
         metrics = metrics or Metrics()
         self._requests = metrics.counter(
             "kubetwin_edgecore_app_requests_total", "Requests of local apps over MQTT.", "request", "code"
@@ -114,7 +114,10 @@ class TwinApps:
             batch = [await self._waiting.get()]
             while len(batch) < BATCH_REQUESTS and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
-            await self._do_all(batch)
+            await self._do_all([request for request, _ in batch])
+            for _, done in batch:
+                if not done.done():  # cancelled: whoever brought it is gone
+                    done.set_result(None)
 
     async def _take(self, event: MqttIn) -> None:
         asked = read_topic(event.topic)
@@ -148,7 +151,9 @@ class TwinApps:
         except Refused as refused:
             self._refuse(asked, event_id, refused)
         else:
-            await self._waiting.put(request)
+            done = asyncio.get_running_loop().create_future()
+            await self._waiting.put((request, done))
+            await done
 
     async def _do_all(self, batch: list[Request]) -> None:
         works: list[_Work] = []

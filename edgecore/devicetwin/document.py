@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from dmi import ConversionError, Desired, Reported, Twin, parse_value
 from dmi.types import PropertyType
-from edgecore.devicetwin.merge import written
+from edgecore.devicetwin.merge import is_order, written
 from edgecore.store import TwinRow
 
 __all__ = ["MAX_NAME_CHARS", "MAX_VALUE_BYTES", "Refused", "TwinChange", "Version", "cloud_updated", "delta", "update"]
@@ -119,7 +119,7 @@ def cloud_updated(
 
 def delta(rows: Mapping[str, TwinRow]) -> dict[str, str]:
     """Property → expected value, where the actual one is another."""
-    return {name: row.twin.desired.value for name, row in rows.items() if _is_apart(row)}
+    return {name: row.twin.desired.value for name, row in rows.items() if not row.deleted and _is_apart(row)}
 
 
 def _is_apart(row: TwinRow) -> bool:
@@ -168,13 +168,20 @@ def _delete(name: str, before: TwinRow, now_ms: int) -> TwinRow:
 
 
 def _tombstone(before: TwinRow, now_ms: int) -> TwinRow:
-    """Both sides keep when they were deleted: an older report must not bring them back, here or in the cloud."""
+    """Both sides keep when they were deleted: an older report must not bring them back, here or in the cloud.
+
+    An order that the mapper has is not an app's to take away. It stays in the row, as old as the deletion, so that the
+    cloud takes it again with what revives the twin.
+    """
     if before.deleted or not before.version:
         return before
     twin = before.twin
     reported = Reported(collected_ms=max(now_ms, twin.reported.collected_ms))
-    empty = Twin(twin.property_name, reported, Desired(updated_ms=max(now_ms, twin.desired.updated_ms)))
-    return replace(before, twin=empty, deleted=True, desired_by_app=False, version=before.version + 1)
+    desired = Desired(updated_ms=max(now_ms, twin.desired.updated_ms))
+    if is_order(before):
+        desired = replace(twin.desired, updated_ms=max(desired.updated_ms, reported.collected_ms))
+    gone = Twin(twin.property_name, reported, desired)
+    return replace(before, twin=gone, deleted=True, desired_by_app=False, version=before.version + 1)
 
 
 def _write(name: str, before: TwinRow, change: TwinChange, types: Mapping[str, str] | None, now_ms: int) -> TwinRow:
@@ -214,7 +221,7 @@ def _actual(name: str, old: Reported, value: str, type_: str, now_ms: int) -> Re
 def _type(name: str, before: TwinRow, change: TwinChange, types: Mapping[str, str] | None) -> str:
     if declared := (types or {}).get(name, ""):
         return declared
-    known = before.twin.reported.type or before.twin.desired.type  # a tombstone has none
+    known = before.twin.reported.type or before.twin.desired.type
     type_ = known or change.type.lower() or "string"
     type_ = _SPELLINGS.get(type_, type_)
     if type_ not in _CHECKED and type_ not in _ANY_TEXT:

@@ -7,22 +7,41 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
-from cloudedge.facts import MAX_VALUE_CHARS, DeviceFacts, PropertyFacts
+from cloudedge.facts import MAX_VALUE_CHARS, DeviceFacts, PropertyFacts, spec_digest
 from cloudedge.message import now_ms
 from dmi import DeviceId, NodeName, split_id
 from edgecore.bus import CloudLink
 from edgecore.devicetwin.catalog import Catalog, Entry
 from edgecore.devicetwin.heard import HeardReports
 from edgecore.devicetwin.mappers import Mappers
-from edgecore.devicetwin.merge import shown_state
 from edgecore.devicetwin.sync import CloudSync
-from edgecore.store import Database, StateRow, StoreError, TwinRow, get_object, get_state, get_twins
+from edgecore.store import (
+    Database,
+    StateRow,
+    StoredObject,
+    StoreError,
+    TwinRow,
+    get_object,
+    get_state,
+    get_twins,
+    shown_state,
+)
 
 __all__ = ["Facts"]
 
 _MAX_REASON: Final = 1024
+
+
+class _Held(Struct, frozen=True):
+    """The declaration in the store: the Device's resourceVersion, and digests of its spec and its model's."""
+
+    version: str = ""
+    spec_digest: str = ""
+    model_digest: str = ""
 
 
 class Facts:
@@ -93,22 +112,24 @@ class Facts:
         entry = self._catalog.get(device)
         namespace, name = split_id(device)
 
-        def job(db: sqlite3.Connection) -> tuple[str, StateRow | None, dict[str, TwinRow]]:
-            stored = get_object(db, "device", namespace, name)
-            return stored.version if stored else "", get_state(db, device), get_twins(db, device)
+        def job(db: sqlite3.Connection) -> tuple[_Held, StateRow | None, dict[str, TwinRow]]:
+            held = _held(db, namespace, name, split_id(entry.model)[1] if entry is not None and entry.model else "")
+            return held, get_state(db, device), get_twins(db, device)
 
         common = self.node_facts()
         in_flight_since_ms = self._unconfirmed_since_ms(device)  # first: a confirmation is stored after it is noted
         try:
-            version, state, rows = await self._database.run(job)
+            held, state, rows = await self._database.run(job)
         except StoreError as error:
-            version, state, rows = "", None, {}
+            held, state, rows = _Held(), None, {}
             common = replace(common, store_trouble=common.store_trouble or str(error))
         if entry is None:
             return replace(common, device=device, refused=self._reports.refused(device))
         return replace(
             self._of(common, device, entry, state),
-            declared_version=version,
+            declared_version=held.version,
+            spec_digest=held.spec_digest,
+            model_digest=held.model_digest,
             in_flight_since_ms=in_flight_since_ms,
             properties=_properties(entry, rows),
         )
@@ -136,6 +157,24 @@ class Facts:
         if since is None:
             return 0
         return now_ms() - round((asyncio.get_running_loop().time() - since) * 1000)
+
+
+def _held(db: sqlite3.Connection, namespace: str, name: str, model: str) -> _Held:
+    device = get_object(db, "device", namespace, name)
+    of_model = get_object(db, "devicemodel", namespace, model) if model else None
+    return _Held(
+        device.version if device is not None else "",
+        _digest(device) if device is not None else "",
+        _digest(of_model) if of_model is not None else "",
+    )
+
+
+def _digest(stored: StoredObject) -> str:
+    """Empty where the body is no object."""
+    try:
+        return spec_digest(msgspec.json.decode(stored.body)["spec"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return ""
 
 
 def _properties(entry: Entry, rows: Mapping[str, TwinRow]) -> dict[str, PropertyFacts]:

@@ -36,6 +36,9 @@ class FaultClock:
         self._waiting[device] = (min(due, now + grace_s), fault)
         return False
 
+    def shown(self, device: DeviceId) -> Fault | None:
+        return self._shown.get(device)
+
     def next_due(self) -> float | None:
         return min((due for due, _ in self._waiting.values()), default=None)
 

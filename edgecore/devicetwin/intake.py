@@ -12,6 +12,7 @@ from cloudedge.message import now_ms
 from dmi import ConfigError, DeviceId, DmiError, NodeName, Twin, UnknownDevice, UnknownProperty
 from dmi.ports import MapperInfo, Registration
 from edgecore.devicetwin.catalog import Catalog, Entry
+from edgecore.devicetwin.confirming import confirm_every_ms, is_news
 from edgecore.devicetwin.document import MAX_VALUE_BYTES
 from edgecore.devicetwin.heard import HeardReports
 from edgecore.devicetwin.merge import merge_state, merge_twins, read_state
@@ -45,7 +46,8 @@ class Intake:
         metrics = metrics or Metrics()
         self._taken = metrics.counter(
             "kubetwin_edgecore_reports_total",
-            "Reports of mappers that were taken. unchanged: nothing new, so neither written nor sent.",
+            "Reports of mappers that were taken. unchanged: nothing new, so neither written nor sent, nor is confirmed:"
+            " values as they were, told not long ago.",
             "what",
             "result",
         )
@@ -75,16 +77,19 @@ class Intake:
         if not accepted and problem is not None:
             raise problem
         types = entry.properties or {}
+        confirm_ms = confirm_every_ms(len(self._catalog))
 
-        def job(db: sqlite3.Connection) -> tuple[dict[str, TwinRow], dict[str, TwinRow]]:
+        def job(db: sqlite3.Connection) -> tuple[str, dict[str, TwinRow], dict[str, TwinRow]]:
             before = get_twins(db, device)
             rows = merge_twins(before, accepted, types, now_ms=now)
+            if not is_news(before, rows, every_ms=confirm_ms):
+                return "confirmed" if rows else "unchanged", before, {}
             put_twins(db, device, rows)
-            return before, {row.twin.property_name: row for row in rows}
+            return "changed", before, {row.twin.property_name: row for row in rows}
 
-        def then(changed: tuple[dict[str, TwinRow], dict[str, TwinRow]]) -> None:
-            before, after = changed
-            self._taken.add("twins", "changed" if after else "unchanged")
+        def then(done: tuple[str, dict[str, TwinRow], dict[str, TwinRow]]) -> None:
+            result, before, after = done
+            self._taken.add("twins", result)
             if after:
                 self._sync.mark_twins(device, {**before, **after})
                 self._publisher.publish_update(device, before, after)
@@ -98,16 +103,19 @@ class Intake:
         try:
             said = read_state(state)
         except ConfigError as problem:
-            self._note_refused(device, "state", problem, "state")
+            if self._note_refused(device, "state", problem, "state"):
+                logger.warning("report refused: %s", problem)
             raise
         seen_online = self._seen_online_ms.get(device, 0)
         if said in ("online", "ok"):
             self._seen_online_ms[device] = now
+        confirm_ms = confirm_every_ms(len(self._catalog))
+
+        def merged(row: StateRow | None) -> StateRow | None:
+            return merge_state(row, said, reason, seen_online_ms=seen_online, now_ms=now, confirm_ms=confirm_ms)
 
         def job(db: sqlite3.Connection) -> StateRow | None:
-            changed = update_state(
-                db, device, lambda row: merge_state(row, said, reason, seen_online_ms=seen_online, now_ms=now)
-            )
+            changed = update_state(db, device, merged)
             return get_state(db, device) if changed else None
 
         def then(changed: StateRow | None) -> None:
@@ -126,7 +134,8 @@ class Intake:
         entry = self._catalog.get(device)
         if entry is None:
             unknown = UnknownDevice(f"device {device} is not on node {self._node}")
-            self._note_refused(device, what, unknown, "unknown_device")
+            if self._note_refused(device, what, unknown, "unknown_device"):
+                logger.warning("report refused: %s", unknown)
             raise unknown
         self._heard(device)
         return entry
@@ -137,6 +146,7 @@ class Intake:
         """The twins that can be taken, and what is wrong with the last of the others."""
         accepted: list[Twin] = []
         problem: UnknownProperty | ConfigError | None = None
+        new: list[UnknownProperty | ConfigError] = []
         for twin in twins:
             name = twin.property_name
             if entry.properties is not None and name not in entry.properties:
@@ -147,13 +157,17 @@ class Intake:
             else:
                 accepted.append(twin)
                 continue
-            self._note_refused(device, name, problem, reason)
+            if self._note_refused(device, name, problem, reason):
+                new.append(problem)
+        if new:  # of a report with thousands it is one line
+            more = f" (and {len(new) - 1} more)" if len(new) > 1 else ""
+            logger.warning("report refused: %s%s", new[0], more)
         return accepted, problem
 
-    def _note_refused(self, device: DeviceId, name: str, problem: Exception, reason: str) -> None:
+    def _note_refused(self, device: DeviceId, name: str, problem: Exception, reason: str) -> bool:
+        """Whether it is the first time."""
         self._refusals.add(reason)
-        if self.reports.note_refused(device, name, str(problem), now_ms()):
-            logger.warning("report refused: %s", problem)
+        return self.reports.note_refused(device, name, str(problem), now_ms())
 
     async def _stored(self, write: Awaitable[Any]) -> None:
         try:

@@ -110,9 +110,9 @@ class Limits:
             read=lambda: {(): self._registering},
         )
 
-    def malformed(self, rpc: str) -> None:
-        """A call that could not be read."""
-        self._calls.add(rpc, "", "malformed")
+    def note(self, rpc: str, outcome: str) -> None:
+        """A call that did not come so far."""
+        self._calls.add(rpc, "", outcome)
 
     async def register_mapper(self, mapper: MapperInfo, *, with_data: bool) -> Registration:
         rpc, name = "MapperRegister", f"{mapper.protocol}/{mapper.name}"

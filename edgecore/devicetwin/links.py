@@ -26,9 +26,10 @@ from dmi import ConfigError, DeviceId, DeviceModel, ModelId, PeerRefused, PeerTi
 from dmi.ports import MapperInfo, MapperPort
 from edgecore.devicetwin.catalog import Declaration
 from edgecore.devicetwin.lease import Lease
+from edgecore.metrics import Counter
 from edgecore.store import Database, StoreError, delete_handed, put_handed
 
-__all__ = ["MapperLink"]
+__all__ = ["UNCERTAIN", "MapperLink"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,14 @@ REMOVAL_S: Final = 20.0
 """So long a removal that was not answered may be under way before the device counts as let go."""
 FIRST_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 5.0
-_UNCERTAIN: Final = b""
+_OUTCOMES: Final = {
+    PeerTimeout: "timeout",
+    PeerUnavailable: "unavailable",
+    PeerRefused: "refused",
+    ConfigError: "refused",
+    asyncio.CancelledError: "cancelled",
+}
+UNCERTAIN: Final = b""
 """Stored while a call is under way: the mapper may or may not have the device."""
 
 
@@ -62,6 +70,7 @@ class MapperLink:
         changed: Callable[[MapperLink], None],
         refusal: Callable[[DeviceId], None],
         released: Callable[[DeviceId], None],
+        calls: Counter,
     ) -> None:
         self.mapper = mapper
         self.refused: dict[DeviceId, str] = {}
@@ -74,6 +83,7 @@ class MapperLink:
         self._changed = changed
         self._refusal = refusal
         self._released = released
+        self._calls = calls
         self._port = port
         self.lease = Lease(mapper, port, lambda: changed(self))
         self.registered_ms = 0
@@ -122,6 +132,7 @@ class MapperLink:
             registered_ms=self.registered_ms,
             heard_ms=epoch_ms(self.lease.heard_at),
             away_since_ms=epoch_ms(self.lease.away_since),
+            trouble="" if self.answering else self.lease.trouble,
             refusal=self.refused.get(device, "").removeprefix("refuses it: "),
             handed="" if handed is None else "current" if handed and handed == wanted else "pending",
         )
@@ -221,17 +232,17 @@ class MapperLink:
         if self._models.get(model.id) != model:
             async with self._model_turn:
                 if self._models.get(model.id) != model:
-                    await self._port.create_model(model)
+                    await self._call("CreateDeviceModel", self._port.create_model(model))
                     self._models[model.id] = model
         known = device in self._handed
-        await self._note(device, _UNCERTAIN)
+        await self._note(device, UNCERTAIN)
         if not self._wanted(device):
             return False  # it became another mapper's meanwhile, and that wakes us
         self._leaving.pop(device, None)
         if known:
-            await self._port.update_device(declaration.device)
+            await self._call("UpdateDevice", self._port.update_device(declaration.device))
         else:
-            await self._port.register_device(declaration.device)
+            await self._call("RegisterDevice", self._port.register_device(declaration.device))
         await self._note(device, declaration.digest)
         return True
 
@@ -241,7 +252,7 @@ class MapperLink:
         sent_at = self._leaving.get(device)
         if sent_at is None:
             try:
-                await self._port.remove_device(device)
+                await self._call("RemoveDevice", self._port.remove_device(device))
                 answered = True
             except PeerRefused as error:
                 answered = True
@@ -257,6 +268,16 @@ class MapperLink:
         self._handed.pop(device, None)
         self._released(device)
         return answered
+
+    async def _call(self, rpc: str, call: Awaitable[None]) -> None:
+        outcome = "ok"
+        try:
+            await call
+        except BaseException as error:
+            outcome = _OUTCOMES.get(type(error), "failed")
+            raise
+        finally:
+            self._calls.add(rpc, self.title, outcome)
 
     async def _note(self, device: DeviceId, digest: bytes) -> None:
         await self._database.run(lambda db: put_handed(db, self.mapper, device, digest))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from cloudedge.facts import MapperFacts
@@ -20,9 +20,9 @@ from dmi.ports import MapperInfo, MapperPort, Registration
 from dmi.types import PIN
 from edgecore.devicetwin import lease, registration, spread
 from edgecore.devicetwin.catalog import Catalog, Declaration, Entry
-from edgecore.devicetwin.links import MapperLink
+from edgecore.devicetwin.links import UNCERTAIN, MapperLink
 from edgecore.devicetwin.merge import Fault
-from edgecore.devicetwin.spread import Member, claim_of, live_names, owner_of
+from edgecore.devicetwin.roster import Roster
 from edgecore.metrics import Metrics
 from edgecore.store import Database, StoreError, delete_mapper, replace_mapper
 
@@ -62,24 +62,32 @@ class Mappers:
         self._dial = dial
         self._bodies = bodies
         self._judge = judge
-        self._links: dict[str, dict[str, MapperLink]] = {}
-        """Protocol → name → link."""
+        self._roster = Roster(catalog)
         self._running: dict[MapperLink, asyncio.Task[None]] = {}
         self._reviews: dict[MapperLink, asyncio.TimerHandle] = {}
         self._registering = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
+        self._metrics = metrics
+        self._calls = metrics.counter(
+            "kubetwin_edgecore_mapper_calls_total",
+            "Calls to mappers. ok; refused: answered with an error; timeout: not answered in time; "
+            "unavailable: not reached; cancelled: by us; failed: a bug of ours.",
+            "rpc",
+            "mapper",
+            "outcome",
+        )
         labels = ("protocol", "mapper")
         metrics.gauge(
             "kubetwin_edgecore_mapper_answering",
             "1: it can be called; 0: it is away, hangs, or its socket is gone.",
             *labels,
-            read=lambda: {(link.mapper.protocol, link.mapper.name): float(link.answering) for link in self},
+            read=lambda: {(link.mapper.protocol, link.mapper.name): float(link.answering) for link in self._roster},
         )
         metrics.gauge(
             "kubetwin_edgecore_mapper_devices",
             "Devices that the mapper has, or may have.",
             *labels,
-            read=lambda: {(link.mapper.protocol, link.mapper.name): len(link.devices) for link in self},
+            read=lambda: {(link.mapper.protocol, link.mapper.name): len(link.devices) for link in self._roster},
         )
 
     @contextlib.asynccontextmanager
@@ -110,7 +118,7 @@ class Mappers:
             Overloaded: There are too many already.
         """
         assert self._tasks is not None  # noqa: S101 - called while `running`
-        if self._find(mapper) is None and sum(map(len, self._links.values())) >= MAX_MAPPERS:
+        if self._roster.find(mapper) is None and len(self._roster) >= MAX_MAPPERS:
             raise Overloaded(f"too many mappers: {MAX_MAPPERS} are registered on node {self._node}, and no more can be")
         # In a task of its own: a mapper that hangs up half-way must not leave its devices without a link.
         task = self._tasks.create_task(
@@ -124,25 +132,25 @@ class Mappers:
     def wake(self, device: DeviceId, *protocols: str) -> None:
         """Have the mappers of these protocols compare the device again."""
         for protocol in set(protocols):
-            for link in self._links.get(protocol, {}).values():
+            for link in self._roster.of_protocol(protocol):
                 link.wake(device)
 
     def heard(self, device: DeviceId) -> None:
         """A mapper reported this device, so the one that runs it is alive."""
-        if (link := self._holder(device)) is not None:
+        if (link := self._roster.holder(device)) is not None:
             link.lease.heard()
 
     def runner(self, device: DeviceId) -> str:
         """The mapper that a report of this device comes from, as `protocol/name`; empty where nobody can tell."""
-        link = self._holder(device)
+        link = self._roster.holder(device)
         return "" if link is None else link.title
 
     def fault(self, device: DeviceId, entry: Entry) -> tuple[Fault | None, float]:
         """Why no mapper runs the device, as far as that is a matter of mappers; and how many seconds it may last
         before it is shown.
         """
-        link = self._owner(device, entry)
-        if link is None and entry.mapper and entry.protocol in self._links:
+        link = self._roster.owner(device, entry)
+        if link is None and entry.mapper and self._roster.of_protocol(entry.protocol):
             which = f"mapper {entry.mapper!r} of protocol {entry.protocol!r}"
             reason = f"{which}, which spec.protocol.configData.{PIN} asks for, is not registered on this node"
             return Fault("unknown", reason), NO_MAPPER_GRACE_S
@@ -158,54 +166,24 @@ class Mappers:
 
     # What there is to see
 
-    def __iter__(self) -> Iterator[MapperLink]:
-        for links in self._links.values():
-            yield from links.values()
-
     @property
     def registered(self) -> tuple[str, ...]:
         """`protocol/name` of each."""
-        return tuple(sorted(link.title for link in self))
+        return tuple(sorted(link.title for link in self._roster))
 
     def facts(self, device: DeviceId, entry: Entry) -> MapperFacts | None:
         """Of the mapper that runs the device, or would."""
-        link = self._owner(device, entry)
+        link = self._roster.owner(device, entry)
         return None if link is None else link.facts(device, entry.digest)
 
     # Who runs what
-
-    def _members(self, device: DeviceId, protocol: str) -> list[Member]:
-        now = asyncio.get_running_loop().time()
-        return [
-            Member(
-                name,
-                answering=link.answering,
-                alive=link.away_s(now) < spread.MOVE_GRACE_S,
-                holds=device in link.devices,
-            )
-            for name, link in self._links.get(protocol, {}).items()
-        ]
-
-    def _owner(self, device: DeviceId, entry: Entry) -> MapperLink | None:
-        links = self._links.get(entry.protocol, {})
-        name = entry.mapper or owner_of(device, live_names(self._members(device, entry.protocol)))
-        return None if name is None else links.get(name)
-
-    def _holder(self, device: DeviceId) -> MapperLink | None:
-        """The only mapper that has the device. While it moves, or when one that is gone had it too, nobody can tell who
-        reports it: DMI does not say.
-        """
-        entry = self._catalog.get(device)
-        links = self._links.get(entry.protocol, {}) if entry is not None else {}
-        holders = [link for link in links.values() if device in link.devices] if len(links) > 1 else [*links.values()]
-        return holders[0] if len(holders) == 1 else None
 
     def _wanted(self, mapper: MapperInfo, device: DeviceId) -> bytes | None:
         """`MapperLink`'s `wanted`."""
         entry = self._catalog.get(device)
         if entry is None or entry.protocol != mapper.protocol:
             return None
-        match claim_of(device, mapper.name, self._members(device, mapper.protocol), pinned=entry.mapper):
+        match self._roster.claim(mapper, device, entry):
             case "run":
                 return entry.digest
             case "keep":
@@ -231,9 +209,9 @@ class Mappers:
         the answer gives it.
         """
         async with self._registering:
-            for other in self._at_address_of(mapper):
+            for other in self._roster.at_address_of(mapper):
                 await self._forget(other, f"its address {mapper.address} is that of mapper {mapper.name} now")
-            before = self._find(mapper)
+            before = self._roster.find(mapper)
             if before is not None and before.mapper.address != mapper.address:
                 logger.warning(
                     "mapper %s of protocol %s registers at %s and is known at %s: the newest one counts; "
@@ -248,19 +226,23 @@ class Mappers:
                 await self._end(before)
             try:
                 share = self._catalog.of_protocol(mapper.protocol) if with_data else []
+                wanted = [device for device in share if self._wanted(mapper, device)]
                 declarations = await registration.full_set(
-                    [device for device in share if self._wanted(mapper, device)],
+                    wanted,
                     catalog=self._catalog,
                     bodies=self._bodies,
                     wanted=lambda device: self._wanted(mapper, device),
                     until=since + registration.BUDGET * mapper.patience_s,
                 )
                 handed = {d.device.id: d.digest for d in declarations}
+                partial = before is not None and any(d not in handed and self._wanted(mapper, d) for d in wanted)
+                if before is not None and partial:
+                    handed = {**dict.fromkeys(before.devices, UNCERTAIN), **handed}
                 await self._database.run(lambda db: replace_mapper(db, mapper, handed), sync=True)
             except StoreError as error:
                 self._drop(link)
                 return error
-            answer = registration.answer_of(declarations)
+            answer = registration.answer_of(declarations, partial=partial)
             link.has_now(handed, {model.id: model for model in answer.models})
             link.registered_ms = now_ms()
             self._start(link)
@@ -268,18 +250,6 @@ class Mappers:
                 "mapper %s registered with %d devices (protocol %s)", mapper.name, len(declarations), mapper.protocol
             )
             return answer
-
-    def _find(self, mapper: MapperInfo) -> MapperLink | None:
-        return self._links.get(mapper.protocol, {}).get(mapper.name)
-
-    def _at_address_of(self, mapper: MapperInfo) -> list[MapperLink]:
-        return [
-            link
-            for links in self._links.values()
-            for link in links.values()
-            if link.mapper.address == mapper.address
-            and (link.mapper.protocol, link.mapper.name) != (mapper.protocol, mapper.name)
-        ]
 
     # Links
 
@@ -294,8 +264,9 @@ class Mappers:
             changed=self._share_again,
             refusal=lambda device: self._judge([device]),
             released=lambda device: self.wake(device, mapper.protocol),
+            calls=self._calls,
         )
-        self._links.setdefault(mapper.protocol, {})[mapper.name] = link
+        self._roster.put(link)
         return link
 
     def _start(self, link: MapperLink) -> None:
@@ -325,18 +296,15 @@ class Mappers:
         """Reckon with it no more."""
         if review := self._reviews.pop(link, None):
             review.cancel()
-        protocol = link.mapper.protocol
-        if self._find(link.mapper) is link:
-            del self._links[protocol][link.mapper.name]
-            if not self._links[protocol]:
-                del self._links[protocol]
-        self._wake_all(protocol)
+        self._roster.drop(link)
+        self._wake_all(link.mapper.protocol)
 
     async def _forget(self, link: MapperLink, why: str) -> None:
         logger.info("mapper %s of protocol %s is forgotten: %s", link.mapper.name, link.mapper.protocol, why)
         await self._end(link)
         self._drop(link)
-        if self._find(link.mapper) is None:  # it did not just register again
+        self._metrics.forget("mapper", link.title)
+        if self._roster.find(link.mapper) is None:  # it did not just register again
             self._database.post(lambda db: delete_mapper(db, link.mapper))
 
     # Coming and going
@@ -348,7 +316,7 @@ class Mappers:
         link.lease.look()
         loop = asyncio.get_running_loop()
         away_s = link.away_s(loop.time())
-        if not link.answering and self._find(link.mapper) is link:
+        if not link.answering and self._roster.find(link.mapper) is link:
             next_s = spread.MOVE_GRACE_S if away_s < spread.MOVE_GRACE_S else FORGET_S
             self._reviews[link] = loop.call_later(max(next_s - away_s, 0.0) + 0.01, self._review, link)
         self._wake_all(link.mapper.protocol, link.devices)
@@ -356,7 +324,7 @@ class Mappers:
     def _review(self, link: MapperLink) -> None:
         assert self._tasks is not None  # noqa: S101 - as above
         del self._reviews[link]
-        others = [other for other in self._links.get(link.mapper.protocol, {}).values() if other is not link]
+        others = [other for other in self._roster.of_protocol(link.mapper.protocol) if other is not link]
         away_s = link.away_s(asyncio.get_running_loop().time())
         if away_s >= FORGET_S and any(other.answering for other in others):
             self._tasks.create_task(self._forget(link, f"it is away for {away_s:.0f} s"), name="forget a mapper")
@@ -372,7 +340,7 @@ class Mappers:
 
     def _wake_all(self, protocol: str, more: Iterable[DeviceId] = ()) -> None:
         devices = self._catalog.of_protocol(protocol)
-        for link in self._links.get(protocol, {}).values():
+        for link in self._roster.of_protocol(protocol):
             for device in {*devices, *more, *link.devices}:
                 link.wake(device)
         self._judge(devices)

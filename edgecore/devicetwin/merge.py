@@ -1,9 +1,7 @@
 """What a report changes: plain functions from a stored row and a report to the next row, or None for no change.
 
-Per side, newer wins by the time of collection. A report that only confirms a value moves its time, and that is a change
-like any other: it is stored and sent, because an age that stands still looks like a dead device. Mappers confirm every
-ten seconds or so, and between device and cloud there is at most one message in flight, so this stays cheap. A report
-that says nothing new, not even a time, is no change.
+Per side, newer wins by the time of collection. A report that only confirms a value moves its time; whether that is
+worth a write is for `confirming` to say. A report that says nothing new, not even a time, is no change.
 """
 
 from __future__ import annotations
@@ -15,12 +13,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from dmi import ConfigError, Desired, DeviceState, Reported, Twin, supersedes
-from edgecore.store import StateRow, TwinRow
+from edgecore.devicetwin.confirming import LEAST_MS
+from edgecore.store import StateRow, TwinRow, shown_state
 
-__all__ = ["Fault", "fault_of", "merge_state", "merge_twins", "read_state", "set_fault", "shown_state", "written"]
-
-ONLINE_CONFIRM_MS: Final = 10_000
-"""How often a device that stays online has its last-online time stored and sent."""
+__all__ = [
+    "Fault",
+    "fault_of",
+    "is_order",
+    "merge_state",
+    "merge_twins",
+    "read_state",
+    "set_fault",
+    "written",
+]
 
 _STATES: Final[frozenset[str]] = frozenset(get_args(DeviceState))
 _ONLINE: Final = ("online", "ok")
@@ -47,7 +52,9 @@ def merge_twins(
         name = report.property_name
         before = rows.get(name) or stored.get(name)
         twin = before.twin if before else Twin(property_name=name)
-        if report.desired == _NOTHING_DESIRED and before is not None and before.desired_by_app:
+        if report.only == "reported":
+            desired = twin.desired
+        elif report.desired == _NOTHING_DESIRED and before is not None and before.desired_by_app:
             desired = twin.desired  # a mapper without an order has nothing to say about an app's wish
         else:
             desired = _merge_desired(twin.desired, report.desired, types.get(name, ""), now_ms)
@@ -56,9 +63,14 @@ def merge_twins(
             reported=_merge_reported(twin.reported, report, types.get(name, ""), now_ms),
             desired=desired,
         )
-        if before is None or after != twin:
+        if after != twin:
             rows[name] = written(before or TwinRow(twin, version=0), after)
     return list(rows.values())
+
+
+def is_order(row: TwinRow) -> bool:
+    """Whether the desired side is what the mapper was told, not a wish of an app."""
+    return not row.desired_by_app and bool(row.twin.desired.value or row.twin.desired.write)
 
 
 def written(before: TwinRow, twin: Twin, *, by_app: bool = False) -> TwinRow:
@@ -68,7 +80,7 @@ def written(before: TwinRow, twin: Twin, *, by_app: bool = False) -> TwinRow:
         twin = replace(
             twin,
             reported=twin.reported if other_value else _NOTHING_REPORTED,
-            desired=twin.desired if other_wish else _NOTHING_DESIRED,
+            desired=twin.desired if other_wish or is_order(before) else _NOTHING_DESIRED,
         )
     return replace(
         before,
@@ -83,8 +95,8 @@ def written(before: TwinRow, twin: Twin, *, by_app: bool = False) -> TwinRow:
 
 def _merge_reported(old: Reported, report: Twin, type_: str, now_ms: int) -> Reported:
     new = report.reported
-    if new == _NOTHING_REPORTED and report.desired != _NOTHING_DESIRED:
-        return old  # the report is about the desired side only
+    if report.only == "desired" or (new == _NOTHING_REPORTED and report.desired != _NOTHING_DESIRED):
+        return old
     if new.quality != "good" and not new.value and not new.collected_ms:
         # A mapper that could not read it since it started: the last value stays, and is not as good any more.
         new = replace(new, value=old.value, collected_ms=old.collected_ms)
@@ -117,14 +129,22 @@ def read_state(text: str) -> DeviceState:
 
 
 def merge_state(
-    stored: StateRow | None, state: DeviceState, reason: str, *, seen_online_ms: int, now_ms: int
+    stored: StateRow | None,
+    state: DeviceState,
+    reason: str,
+    *,
+    seen_online_ms: int,
+    now_ms: int,
+    confirm_ms: int = LEAST_MS,
 ) -> StateRow | None:
-    """`seen_online_ms`: the last time the device was known to be online, which may be later than what is stored."""
+    """`seen_online_ms`: the last time the device was known to be online, which may be later than what is stored.
+    `confirm_ms`: how often a device that stays online has that time stored and sent.
+    """
     before = stored or StateRow()
     online = state in _ONLINE
     last_online_ms = now_ms if online else max(before.last_online_ms, seen_online_ms)
     same = (before.state, before.reason) == (state, reason)
-    if same and (not online or 0 <= now_ms - before.last_online_ms < ONLINE_CONFIRM_MS):
+    if same and (not online or 0 <= now_ms - before.last_online_ms < confirm_ms):
         return None
     return _changed(before, replace(before, state=state, reason=reason, last_online_ms=last_online_ms), now_ms)
 
@@ -148,12 +168,3 @@ def _changed(before: StateRow, after: StateRow, now_ms: int) -> StateRow:
 
 def fault_of(row: StateRow) -> Fault | None:
     return Fault(cast(DeviceState, row.fault_state), row.fault_reason) if row.fault_state else None
-
-
-def shown_state(row: StateRow) -> tuple[str, str]:
-    """State and reason as the cloud is to show them."""
-    if row.fault_state:
-        return row.fault_state, row.fault_reason
-    if not row.state and row.version:  # a fault is over, and the mapper has not said anything
-        return "unknown", "the mapper has not reported a state"
-    return row.state, row.reason

@@ -17,8 +17,7 @@ from cloudedge import Message, new_message
 from cloudedge.message import now_ms
 from cloudedge.resources import MEMBERSHIP_DETAIL, state_resource, twin_resource
 from dmi import Desired, DeviceId, Reported, split_id
-from edgecore.devicetwin.merge import shown_state
-from edgecore.store import StateRow, TwinRow
+from edgecore.store import StateRow, TwinRow, shown_state
 
 __all__ = ["membership_request", "rfc3339", "row_type", "state_message", "twin_message", "twin_view"]
 
@@ -92,7 +91,7 @@ def twin_view(row: TwinRow) -> dict[str, Any]:
 
 
 def row_type(row: TwinRow) -> str:
-    """Empty while it has none, as a tombstone."""
+    """Empty while it has none."""
     return row.twin.reported.type or row.twin.desired.type
 
 

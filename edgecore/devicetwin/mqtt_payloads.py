@@ -16,9 +16,8 @@ from cloudedge.message import now_ms
 from dmi import DeviceId, split_id
 from edgecore.bus import MqttOut
 from edgecore.devicetwin.document import TwinChange, delta
-from edgecore.devicetwin.merge import shown_state
 from edgecore.devicetwin.messages import rfc3339, twin_view
-from edgecore.store import StateRow, TwinRow
+from edgecore.store import StateRow, TwinRow, shown_state, why_old
 
 __all__ = [
     "delta_of",
@@ -35,7 +34,6 @@ __all__ = [
 
 _DEVICES: Final = "$hw/events/device/"
 _NODES: Final = "$hw/events/node/"
-_CURRENT: Final = ("online", "ok", "unhealthy")
 
 Json = dict[str, Any]
 
@@ -78,14 +76,13 @@ def delta_of(device: DeviceId, rows: Mapping[str, TwinRow]) -> MqttOut | None:
     apart = delta(rows)
     if not apart:
         return None
-    twin = {name: twin_view(row) for name, row in rows.items() if row.twin.desired.value}
+    twin = {name: twin_view(row) for name, row in rows.items() if row.twin.desired.value and not row.deleted}
     return _out(f"{_DEVICES}{device}/twin/update/delta", str(uuid.uuid4()), {"twin": twin, "delta": apart}, latest=True)
 
 
 def twins_result(device: DeviceId, rows: Mapping[str, TwinRow], state: StateRow | None, event_id: str) -> MqttOut:
     """All twins. While the device is not there, what it reported is old, and said to be."""
-    shown, reason = shown_state(state) if state else ("", "")
-    old = "" if not shown or shown in _CURRENT else f"the device is {shown}" + (f": {reason}" if reason else "")
+    old = why_old(state)
     twin = {}
     for name, row in rows.items():
         if not row.deleted:

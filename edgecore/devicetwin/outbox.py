@@ -2,7 +2,8 @@
 
 A key is a device and one of two subjects, its twins or its state. Per key at most one message is in flight; whatever
 changes meanwhile makes the key due again, once, when that message is confirmed. What is sent is read from the store at
-the time of sending, so it is always the newest.
+the time of sending, so it is always the newest. No more is on its way at once than the cloud confirms in time
+(`window`); what has waited longest goes first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final, Literal, get_args
 from msgspec import Struct
 
 from dmi import DeviceId
+from edgecore.devicetwin.window import Window
 
 __all__ = ["InFlight", "Key", "Outbox", "Subject"]
 
@@ -22,7 +24,7 @@ Subject = Literal["twins", "state"]
 _SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
 
 
-class Key(Struct, frozen=True):
+class Key(Struct, frozen=True, gc=False):
     device: DeviceId
     subject: Subject
 
@@ -47,6 +49,7 @@ class Outbox:
         self._by_id: dict[str, Key] = {}
         self._unconfirmed_since: dict[Key, float] = {}
         """First sent at; sending again does not count."""
+        self.window = Window()
 
     @property
     def due(self) -> int:
@@ -61,20 +64,20 @@ class Outbox:
         times = (self._unconfirmed_since.get(Key(device, subject)) for subject in _SUBJECTS)
         return min((at for at in times if at is not None), default=None)
 
-    def is_due(self, key: Key) -> bool:
-        """Whether it goes next, with nothing of it on its way."""
-        return key in self._due
-
-    def mark(self, key: Key) -> None:
-        """Something of it changed, or is to be said again."""
+    def mark(self, key: Key) -> bool:
+        """Something of it changed, or is to be said again; whether it goes next, with nothing of it on its way."""
         if key in self._in_flight or key in self._taken:
             self._again.add(key)
-        else:
-            self._due[key] = None
+            return False
+        self._due[key] = None
+        return True
 
     def take(self, limit: int) -> list[Key]:
         """Keys to send now, those that have waited longest first; each must end in `sent` or `nothing_to_send`."""
-        keys = [key for key, _ in zip(self._due, range(limit), strict=False)]
+        room = self.window.size - len(self._in_flight) - len(self._taken)
+        if room < min(limit, len(self._due)):
+            self.window.note_full()
+        keys = [key for key, _ in zip(self._due, range(min(limit, room)), strict=False)]
         for key in keys:
             del self._due[key]
             self._taken.add(key)
@@ -94,12 +97,13 @@ class Outbox:
             self._unconfirmed_since.pop(key, None)
         self._due_again(key)
 
-    def confirmed(self, message_id: str) -> InFlight | None:
+    def confirmed(self, message_id: str, now: float) -> InFlight | None:
         """None for a message that was given up: its successor carries the same or newer."""
         key = self._by_id.pop(message_id, None)
         if key is None:
             return None
         flight = self._in_flight.pop(key)
+        self.window.note_confirmed(now - flight.sent_at)
         self._unconfirmed_since.pop(key, None)
         self._due_again(key)
         return flight
@@ -113,10 +117,16 @@ class Outbox:
 
     def restart(self, keys: Iterable[Key]) -> None:
         """A new connection: nothing is on its way, and these are to be said."""
+        self.window.restart()
         for flight in list(self._in_flight.values()):
             self._give_up(flight)
         for key in keys:
             self.mark(key)
+
+    def give_up(self, key: Key) -> None:
+        """What is on its way of it is not true any more: its confirmation counts for nothing, and it is due again."""
+        if flight := self._in_flight.get(key):
+            self._give_up(flight)
 
     def forget(self, device: DeviceId) -> None:
         """The device is gone. A message on its way may still be confirmed, in vain."""

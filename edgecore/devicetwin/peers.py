@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 512
 """At once; more wait in the kernel."""
+END_S: Final = 1.0
+"""For what one end of a connection still has to take when the other has closed."""
 _CHUNK: Final = 64 * 1024
 _SO_PEERGROUPS: Final = 59  # Linux 4.13; Python has no name for it
 _MAX_GROUPS: Final = 256  # what Python's getsockopt has room for
@@ -224,9 +226,9 @@ class _Guard:
 
     async def _relay(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=connection)
-        with contextlib.closing(writer):
+        async with _closing(writer):
             inner_reader, inner_writer = await asyncio.open_unix_connection(self._inner)
-            with contextlib.closing(inner_writer):
+            async with _closing(inner_writer):
                 ways = (
                     asyncio.create_task(_pump(reader, inner_writer), name="dmi connection in"),
                     asyncio.create_task(_pump(inner_reader, writer), name="dmi connection out"),
@@ -237,6 +239,24 @@ class _Guard:
                     for way in ways:
                         way.cancel()
                     await asyncio.wait(ways)
+
+
+@contextlib.asynccontextmanager
+async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """What is written still gets through, unless nobody takes it. After this nothing watches the descriptor, which may
+    be another connection's next.
+    """
+    try:
+        yield
+    finally:
+        writer.close()
+        try:
+            async with asyncio.timeout(END_S):
+                await writer.wait_closed()
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            writer.transport.abort()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

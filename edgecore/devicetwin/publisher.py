@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from dmi import DeviceId, NodeName
-from edgecore.bus import Bus, MqttOut, TwinsReported
+from edgecore.bus import Bus, MqttOut, StateShown, TwinsGone, TwinsReported
 from edgecore.devicetwin.document import TwinChange
 from edgecore.devicetwin.mqtt_payloads import (
     delta_of,
@@ -67,6 +67,7 @@ class TwinPublisher:
     def publish_state(self, device: DeviceId, row: StateRow, event_id: str = "") -> None:
         if self._bus.is_heard(MqttOut):
             self._bus.tell(state_result(device, row, event_id))
+        self._bus.tell(StateShown(device, row.since_ms))
 
     def publish_added(self, device: DeviceId) -> None:
         """A device that is new on this node."""
@@ -76,6 +77,10 @@ class TwinPublisher:
     def publish_removed(self, device: DeviceId) -> None:
         if self._bus.is_heard(MqttOut):
             self._bus.tell(membership_updated(self._node, removed=device))
+
+    def publish_gone(self, device: DeviceId, names: Iterable[str]) -> None:
+        """Properties whose rows were dropped."""
+        self._bus.tell(TwinsGone(device, tuple(names)))
 
     def _tell_document(self, device: DeviceId, names: list[str], before: Rows, rows: Rows, event_id: str) -> None:
         if names:
@@ -89,3 +94,5 @@ class TwinPublisher:
             twins = tuple(rows[name].twin for name in names if not rows[name].deleted)
             if twins:
                 self._bus.tell(TwinsReported(device, twins))
+        if gone := [name for name in names if rows[name].deleted]:
+            self.publish_gone(device, gone)

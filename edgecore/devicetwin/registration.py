@@ -1,8 +1,9 @@
 """What a mapper gets in the answer to its registration: as much of its full set as one message and the patience of a
 stock mapper hold. The rest is handed over device by device right after it.
 
-A Go mapper waits one second for the answer and ends without it (DMI contract 0.2, rule 1); ours wait ten, and stop what
-is not in it. The receiver takes no more than 4 MiB.
+A Go mapper waits one second for the answer and ends without it (DMI contract 0.2, rule 1); ours wait ten. The receiver
+takes no more than 4 MiB. A mapper that ran before what no longer fits is told that the answer is partial: ours let that
+run on until they are told, Go mappers register at their start only.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ async def full_set(
     return found
 
 
-def answer_of(declarations: Sequence[Declaration]) -> Registration:
+def answer_of(declarations: Sequence[Declaration], *, partial: bool = False) -> Registration:
     models = {d.model.id: d.model for d in declarations}
     return Registration(
         devices=tuple(d.device for d in declarations),
         models=tuple(models.values()),
+        partial=partial,
         encoded=tuple(d.encoded for d in declarations),
     )

@@ -53,6 +53,11 @@ class CloudSync:
             f"{name}_waiting", "Devices' twins or states to be sent.", read=lambda: {(): float(self._outbox.due)}
         )
         metrics.gauge(f"{name}_in_flight", "Messages on their way.", read=lambda: {(): float(self._outbox.in_flight)})
+        metrics.gauge(
+            f"{name}_window",
+            "How many messages may be on their way; fewer while the cloud is slow to confirm.",
+            read=lambda: {(): float(self._outbox.window.size)},
+        )
         self._database = database
         self._bus = bus
         self._node = node
@@ -73,13 +78,19 @@ class CloudSync:
         without being read again.
         """
         key = Key(device, "twins")
-        self._mark(key)
-        idle = self._connected.is_set() and self._outbox.is_due(key) and len(self._at_hand) < READ_AT_ONCE
-        if idle and rows is not None:
+        if self._mark(key) and rows is not None and self._connected.is_set() and len(self._at_hand) < READ_AT_ONCE:
             self._at_hand[key] = rows
 
     def mark_state(self, device: DeviceId) -> None:
         self._mark(Key(device, "state"))
+
+    def forget_properties(self, device: DeviceId) -> None:
+        """Some were removed from the store. What was said of them is confirmed in vain, lest their successors of the
+        same names count as told; what is left is read again.
+        """
+        key = Key(device, "twins")
+        self._outbox.give_up(key)
+        self._mark(key)
 
     def forget(self, device: DeviceId) -> None:
         self._at_hand.pop(Key(device, "twins"), None)
@@ -95,10 +106,13 @@ class CloudSync:
             tasks.create_task(self._send_due(), name="devicetwin sync")
             tasks.create_task(self._expire(), name="devicetwin unconfirmed")
 
-    def _mark(self, key: Key) -> None:
+    def _mark(self, key: Key) -> bool:
+        """Whether it goes next."""
         self._at_hand.pop(key, None)
-        self._outbox.mark(key)
+        if not self._outbox.mark(key):
+            return False
         self._due.set()
+        return True
 
     async def _start_over(self, _: CloudConnected) -> None:
         def job(db: sqlite3.Connection) -> list[Key]:
@@ -128,7 +142,7 @@ class CloudSync:
         self._connected.clear()
 
     async def _confirm(self, event: Confirmed) -> None:
-        flight = self._outbox.confirmed(event.message_id)
+        flight = self._outbox.confirmed(event.message_id, asyncio.get_running_loop().time())
         if flight is None:
             return
         self._confirmed.add(flight.key.subject)
@@ -196,8 +210,13 @@ class CloudSync:
     async def _expire(self) -> None:
         loop = asyncio.get_running_loop()
         waiting = False
+        looked_at = loop.time()
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
+            self._outbox.window.adjust(self._outbox.in_flight, loop.time() - looked_at)
+            looked_at = loop.time()
+            if self._outbox.due:
+                self._due.set()  # there may be more room
             # What was on its way when the connection went is given up by the next one.
             late = self._outbox.expire(loop.time()) if self._connected.is_set() else 0
             if late:

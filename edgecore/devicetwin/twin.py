@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -33,10 +33,12 @@ from edgecore.devicetwin.sync import CloudSync
 from edgecore.metrics import Metrics
 from edgecore.store import (
     Database,
+    StateRow,
     delete_device,
     delete_orphans,
     faulty_devices,
     get_object,
+    get_state,
     handed_digests,
     keep_properties,
     list_objects,
@@ -50,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 DECLARATION_GRACE_S: Final = 1.0
 """A device's model may be right behind it."""
+REWRITE_S: Final = 2.0
+"""After the store did not take a fault."""
 
 
 class DeviceTwin:
@@ -100,6 +104,7 @@ class DeviceTwin:
             register=self._mappers.register,
             heard=self._heard,
             publisher=self._publisher,
+            metrics=metrics,
         )
         self._apps = TwinApps(
             database,
@@ -125,6 +130,8 @@ class DeviceTwin:
         """Devices whose state an app reported last, not a mapper."""
         self._faults = FaultClock({})
         self._faults_changed = asyncio.Event()
+        self._unwritten: dict[DeviceId, float] = {}
+        """Faults, or their ends, that the store did not take, and the loop time to try again."""
         bus.subscribe(ObjectsChanged, self._take_changes)
 
     def facts(self, *, cloud: Callable[[], CloudLink], mqtt_trouble: Callable[[], str] = lambda: "") -> Facts:
@@ -159,7 +166,7 @@ class DeviceTwin:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._local.serve_edgecore(limits))
             served = self._socket if allowed is None else inner_socket(self._socket)
-            await stack.enter_async_context(serve_edgecore(limits, served, malformed=limits.malformed))
+            await stack.enter_async_context(serve_edgecore(limits, served, turned_away=limits.note))
             if allowed is not None:
                 await stack.enter_async_context(guarded_socket(self._socket, served, allowed, self._metrics))
             yield
@@ -214,7 +221,10 @@ class DeviceTwin:
             self._faults.forget(device)
             self._intake.forget(device)
             self._of_apps.discard(device)
-            self._database.post(lambda db: delete_device(db, device))
+            names = (before.properties if before else None) or ()
+            self._database.post(
+                lambda db: delete_device(db, device), then=lambda _: self._publisher.publish_gone(device, names)
+            )
             if before is not None:
                 self._publisher.publish_removed(device)
             if change.body is None and before is not None:
@@ -229,12 +239,19 @@ class DeviceTwin:
         before = self._catalog.get(device) or Entry()
         entry = self._catalog.put_device(device, body)
         names = entry.properties
-        if names is not None and before.properties is not None and before.properties.keys() - names.keys():
-            self._database.post(lambda db: keep_properties(db, device, names))
+        if names is not None and before.properties is not None and (gone := before.properties.keys() - names.keys()):
+            self._drop_properties(device, names, gone)
         if entry.problem and entry.problem != before.problem:
             logger.warning("device %s cannot be run: %s", device, entry.problem)
         self._mappers.wake(device, before.protocol, entry.protocol)
         self._judge([device])
+
+    def _drop_properties(self, device: DeviceId, kept: Collection[str], gone: Collection[str]) -> None:
+        def then(_: None) -> None:
+            self._sync.forget_properties(device)
+            self._publisher.publish_gone(device, gone)
+
+        self._database.post(lambda db: keep_properties(db, device, kept), then=then)
 
     async def _bodies(self, devices: Iterable[DeviceId]) -> dict[DeviceId, bytes]:
         def job(db: sqlite3.Connection) -> dict[DeviceId, bytes]:
@@ -286,8 +303,13 @@ class DeviceTwin:
         while True:
             self._faults_changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._faults.next_due()):
+                due_at = (self._faults.next_due(), *self._unwritten.values())
+                async with asyncio.timeout_at(min((at for at in due_at if at is not None), default=None)):
                     await self._faults_changed.wait()
+            for device in [device for device, at in self._unwritten.items() if at <= loop.time()]:
+                del self._unwritten[device]
+                if device in self._catalog:
+                    self._write_fault(device, self._faults.shown(device))
             due: dict[Fault, list[DeviceId]] = {}
             for device, fault in self._faults.take_due(loop.time()).items():
                 due.setdefault(fault, []).append(device)
@@ -299,11 +321,17 @@ class DeviceTwin:
     def _write_fault(self, device: DeviceId, fault: Fault | None) -> None:
         now = now_ms()
 
-        def job(db: sqlite3.Connection) -> bool:
-            return update_state(db, device, lambda row: set_fault(row, fault, now_ms=now))
+        def job(db: sqlite3.Connection) -> StateRow | None:
+            changed = update_state(db, device, lambda row: set_fault(row, fault, now_ms=now))
+            return get_state(db, device) if changed else None
 
-        def then(changed: bool) -> None:
-            if changed:
+        def then(changed: StateRow | None) -> None:
+            if changed is not None:
                 self._sync.mark_state(device)
+                self._publisher.publish_state(device, changed)
 
-        self._database.post(job, then=then)
+        def otherwise() -> None:
+            self._unwritten[device] = asyncio.get_running_loop().time() + REWRITE_S
+            self._faults_changed.set()
+
+        self._database.post(job, then=then, otherwise=otherwise)

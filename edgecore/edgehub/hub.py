@@ -17,7 +17,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from cloudedge import Connection, ConnectionLost, ConnectionRefused, Message, connect, new_message
+from cloudedge import ConnectionLost, ConnectionRefused, Message, new_message
+from cloudedge.connection import Connection, connect
 from cloudedge.message import now_ms
 from cloudedge.tls import client_context
 from edgecore.bus import Bus, CloudConnected, CloudLink, CloudLost, Upstream

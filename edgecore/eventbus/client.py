@@ -19,21 +19,25 @@ import msgspec
 from msgspec import Struct
 
 from dmi import ConfigError
-from edgecore.eventbus.outbox import Outbox
+from edgecore.eventbus.outbox import Outbox, Outgoing
 from edgecore.eventbus.settings import BrokerTarget
 from edgecore.metrics import Metrics
 
 if TYPE_CHECKING:
+    import aiomqtt
+
     from edgecore.eventbus.link import Link
 
-__all__ = ["BrokerClient", "Incoming", "Outgoing"]
+__all__ = ["BrokerClient", "Incoming"]
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 1024
 MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
 IN_FLIGHT: Final = 8
-"""Messages under way at once; their order is kept."""
+"""Messages under way to the broker at once; their order is kept."""
+TAKEN_AT_ONCE: Final = 64
+"""Messages from the broker that are dealt with at once; in order too. The device twin has room for those of two."""
 FIRST_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 5.0
 MAX_ATTEMPTS: Final = 5
@@ -47,16 +51,6 @@ class Incoming(Struct, frozen=True):
     payload: bytes
     retained: bool
     """It was there before we subscribed, and comes again with every subscription."""
-
-
-class Outgoing(Struct, frozen=True):
-    topic: str
-    payload: bytes
-    qos: int | None = None
-    """None: as the broker's settings say."""
-    retain: bool | None = None
-    attempts: int = 0
-    """Connections that were lost with it under way."""
 
 
 class BrokerClient:
@@ -227,19 +221,31 @@ class BrokerClient:
             self._dropped.add(self.label, "malformed", amount=link.malformed)
 
     async def _receive(self, link: Link) -> None:
-        async with contextlib.aclosing(link.received()) as messages:
+        room = asyncio.Semaphore(TAKEN_AT_ONCE)
+        last: asyncio.Task[None] | None = None
+        async with asyncio.TaskGroup() as tasks, contextlib.aclosing(link.received()) as messages:
             async for message in messages:
-                payload = message.payload
-                incoming = Incoming(
-                    str(message.topic),
-                    payload if isinstance(payload, bytes) else bytes(str(payload), "utf-8"),
-                    message.retain,
-                )
-                try:
-                    await self._take(incoming)
-                except Exception:  # one bad message must not end the connection
-                    self._dropped.add(self.label, "failed")
-                    logger.exception("MQTT, %s broker: a message on %s was dropped", self.label, incoming.topic)
+                await room.acquire()
+                last = tasks.create_task(self._receive_one(link, message, last, room), name=f"mqtt {self.label} take")
+
+    async def _receive_one(
+        self, link: Link, message: aiomqtt.Message, before: asyncio.Task[None] | None, room: asyncio.Semaphore
+    ) -> None:
+        payload = message.payload
+        incoming = Incoming(
+            str(message.topic),
+            payload if isinstance(payload, bytes) else bytes(str(payload), "utf-8"),
+            message.retain,
+        )
+        try:
+            await self._take(incoming)
+        except Exception:  # one bad message must not end the connection
+            self._dropped.add(self.label, "failed")
+            logger.exception("MQTT, %s broker: a message on %s was dropped", self.label, incoming.topic)
+        if before is not None and not before.done():  # acknowledged in the order they came (MQTT 3.1.1, 4.6)
+            await asyncio.wait([before])
+        link.acknowledge(message)
+        room.release()
 
     async def _keep_subscribed(self, link: Link, target: BrokerTarget) -> None:
         while True:

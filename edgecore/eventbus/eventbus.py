@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from cloudedge import Message
 from dmi import DeviceId, Reported
-from edgecore.bus import Bus, MqttIn, MqttOut, TwinsReported, UserMessage
+from edgecore.bus import Bus, MqttIn, MqttOut, StateShown, TwinsGone, TwinsReported, UserMessage
 from edgecore.config import EventBusConfig
-from edgecore.eventbus.client import BrokerClient, Incoming, Outgoing
-from edgecore.eventbus.rules import RULE_EVENT, Rules, refusal_payload
+from edgecore.eventbus.client import BrokerClient, Incoming
+from edgecore.eventbus.outbox import Outgoing
+from edgecore.eventbus.rules import Rules, refusal_payload
 from edgecore.eventbus.settings import BOTH, BrokerTarget, external_broker, internal_broker
 from edgecore.eventbus.supervisor import BrokerProcess
 from edgecore.eventbus.topics import (
     TWIN_FILTERS,
     UPLOAD_FILTERS,
     destination,
-    device_topic,
     filter_problem,
     topic_problem,
 )
@@ -42,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PAYLOAD_BYTES: Final = 4 * 1024 * 1024
 MAX_STORED_TOPICS: Final = 1000
-_INITIAL_AT_ONCE: Final = 100
+_AT_ONCE: Final = 100
 _LOGGED: Final = 100
 """Different complaints that are logged; after that they are only counted."""
 
@@ -72,9 +70,14 @@ class EventBus:
         self._process: BrokerProcess | None = None
         self._clients: list[BrokerClient] = []
         self._initial_due: dict[str, asyncio.Event] = {}
+        self._since_ms: dict[DeviceId, int] = {}
+        """Since when devices are in the state that their published values say."""
         if config.mqtt_mode <= BOTH:
-            process = BrokerProcess(internal_broker(config, node), queue_size=config.mqtt_session_queue_size)
-            self._process = process
+            process = self._process = BrokerProcess(
+                internal_broker(config, node),
+                queue_size=config.mqtt_session_queue_size,
+                answers=lambda: self._clients[0].is_up,
+            )
             self._add_client("internal", lambda: process.target, metrics)
         if config.mqtt_mode >= BOTH:
             target = external_broker(config, node)
@@ -97,6 +100,8 @@ class EventBus:
         bus.listen(MqttOut, self._tell_apps)
         if self._rules.publishes:
             bus.listen(TwinsReported, self._publish_values)
+            bus.listen(TwinsGone, self._clear_values)
+            bus.listen(StateShown, self._publish_quality)
 
     @property
     def trouble(self) -> str:
@@ -173,7 +178,7 @@ class EventBus:
     async def _take_write(self, message: Incoming) -> bool:
         """Whether it was on a rule's `write` topic."""
         try:
-            write = self._rules.write(message.topic, message.payload, f"{RULE_EVENT}{uuid.uuid4().hex[:12]}")
+            write = self._rules.write(message.topic, message.payload)
         except UnicodeDecodeError as error:
             self._drop("malformed", message.topic, f"the value is no UTF-8: {error}")
             return True
@@ -189,8 +194,6 @@ class EventBus:
     # To apps
 
     def _tell_apps(self, event: MqttOut) -> None:
-        if event.topic.endswith("/twin/update/result") and f'"{RULE_EVENT}'.encode() in event.payload:
-            self._note_write_result(event)
         if not self._rules.is_hidden(event.topic):
             self._publish(Outgoing(event.topic, event.payload), event.topic if event.latest else None)
 
@@ -200,8 +203,30 @@ class EventBus:
             if isinstance(publication, str):
                 self._drop("topic", "", publication)
             elif publication is not None:
-                out = Outgoing(publication.topic, publication.payload, publication.qos, publication.retain)
-                self._publish(out, publication.topic)
+                self._publish(publication, publication.topic)
+
+    def _clear_values(self, event: TwinsGone) -> None:
+        """What a broker has retained of a value that there is no more."""
+        for name in event.names:
+            out = self._rules.clearance(event.device, name)
+            if out is not None:
+                self._publish(out, out.topic)
+
+    def _publish_quality(self, event: StateShown) -> None:
+        """In another state of the device its values are old, or are not any more."""
+        device = event.device
+        if self._since_ms.get(device) == event.since_ms or not self._rules.says_quality(device):
+            return
+        self._since_ms[device] = event.since_ms
+
+        def then(rows: list[tuple[DeviceId, str, Reported]]) -> None:
+            for client in self._clients:
+                if client.outbox.is_roomy and len(rows) <= _AT_ONCE:
+                    self._put_values(client, rows)
+                else:
+                    self._initial_due[client.label].set()
+
+        self._database.post(lambda db: reported_values(db, device=device, limit=_AT_ONCE + 1), then=then)
 
     async def _publish_initial(self, client: BrokerClient, due: asyncio.Event) -> None:
         """All values that rules publish, after each connection: in the order of the commits, and as there is room."""
@@ -215,37 +240,26 @@ class EventBus:
 
     async def _publish_page(self, client: BrokerClient, after: tuple[str, str]) -> tuple[str, str] | None:
         """The key to go on from; None: that was all."""
-
-        def then(rows: list[tuple[DeviceId, str, Reported]]) -> None:
-            # Right after the commit: what is reported later is told later, and is the newest in the box.
-            for device, name, reported in rows:
-                publication = self._rules.publication(device, name, reported)
-                if publication is not None and not isinstance(publication, str):
-                    out = Outgoing(publication.topic, publication.payload, publication.qos, publication.retain)
-                    client.outbox.put(out, publication.topic)
-
         try:
             rows = await self._database.run(
-                lambda db: reported_values(db, after=after, limit=_INITIAL_AT_ONCE), then=then
+                lambda db: reported_values(db, after=after, limit=_AT_ONCE),
+                # Right after the commit: what is reported later is told later, and is the newest in the box.
+                then=lambda rows: self._put_values(client, rows),
             )
         except StoreError as error:
             logger.warning("MQTT: present values cannot be read: %s", error)
             return None
-        return (rows[-1][0], rows[-1][1]) if len(rows) == _INITIAL_AT_ONCE else None
+        return (rows[-1][0], rows[-1][1]) if len(rows) == _AT_ONCE else None
+
+    def _put_values(self, client: BrokerClient, rows: list[tuple[DeviceId, str, Reported]]) -> None:
+        for device, name, reported in rows:
+            out = self._rules.publication(device, name, reported)
+            if out is not None and not isinstance(out, str):
+                client.outbox.put(out, out.topic)
 
     def _publish(self, message: Outgoing, key: str | None = None) -> None:
         for client in self._clients:
             client.outbox.put(message, key)
-
-    def _note_write_result(self, event: MqttOut) -> None:
-        try:
-            result = msgspec.json.decode(event.payload, type=_Result)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return
-        if result.code and result.event_id.startswith(RULE_EVENT):
-            about = device_topic(event.topic)
-            where = f"{about.namespace}/{about.name}" if about else event.topic
-            self._drop("write failed", where, f"{result.code}: {result.reason}")
 
     # From the cloud
 
@@ -304,12 +318,6 @@ class EventBus:
             logger.warning("MQTT: %s (not done; said once)", line)
         else:
             logger.debug("MQTT: %s (not done)", line)
-
-
-class _Result(Struct, frozen=True):
-    event_id: str = ""
-    code: int = 0
-    reason: str = ""
 
 
 def _payload(message: Message) -> bytes:

@@ -47,15 +47,18 @@ class Link(aiomqtt.Client):
         self.malformed = 0
 
     async def received(self) -> AsyncGenerator[aiomqtt.Message, None]:
-        """Messages, each acknowledged when the next one is asked for.
+        """Messages, each of which the broker keeps until `acknowledge`.
 
         Raises:
             MqttError: The connection is lost.
         """
         async for message in self.messages:
-            yield message
-            self._paho.ack(message.mid, message.qos)
             self._resume()
+            yield message
+
+    def acknowledge(self, message: aiomqtt.Message) -> None:
+        """It has been dealt with."""
+        self._paho.ack(message.mid, message.qos)
 
     async def until_lost(self) -> None:
         """Raises:

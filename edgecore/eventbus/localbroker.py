@@ -9,7 +9,6 @@ amqtt's; what is delivered, to whom, and how much may wait is decided here (docs
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections import deque
@@ -326,7 +325,3 @@ class LocalBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
         for topic, retained in list(self._retained_messages.items()):
             if self._matches(topic, filter_):
                 await waiting.put(_Delivery(topic, bytes(retained.data), min(qos, retained.qos or 0), retain=True))
-
-    async def close(self) -> None:
-        with contextlib.suppress(Exception):
-            await self.shutdown()

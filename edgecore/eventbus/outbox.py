@@ -7,9 +7,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["Outbox"]
+from msgspec import Struct
+
+__all__ = ["Outbox", "Outgoing"]
 
 _T = TypeVar("_T")
+
+
+class Outgoing(Struct, frozen=True):
+    topic: str
+    payload: bytes
+    qos: int | None = None
+    """None: as the broker's settings say."""
+    retain: bool | None = None
+    attempts: int = 0
+    """Connections that were lost with it under way."""
 
 
 class Outbox(Generic[_T]):
@@ -73,8 +85,13 @@ class Outbox(Generic[_T]):
         self._bytes += size
         self._ready.set()
 
+    @property
+    def is_roomy(self) -> bool:
+        """Less than half is taken."""
+        return self._room.is_set()
+
     async def has_room(self) -> None:
-        """For what can be made later: returns when less than half is taken."""
+        """For what can be made later: returns when it is roomy."""
         await self._room.wait()
 
     def _take(self) -> tuple[object, _T]:

@@ -17,25 +17,16 @@ from msgspec import Struct
 from cloudedge.message import now_ms
 from dmi import ConfigError, DeviceId, Reported
 from edgecore.config import TopicRule
+from edgecore.eventbus.outbox import Outgoing
 from edgecore.eventbus.topics import DeviceTopic, device_topic, filter_problem, matches, topic_problem, twin_update
 
-__all__ = ["RULE_EVENT", "Publication", "Rules", "Write", "refusal_payload"]
-
-RULE_EVENT: Final = "rule-"
-"""How the event ids of updates begin that a rule's `write` topic caused."""
+__all__ = ["Rules", "Write", "refusal_payload"]
 
 _NAMES: Final = ("namespace", "device", "property")
 _CACHED_DEVICES: Final = 20_000
 _READS: Final = frozenset({"twin/get"})
 _WRITES: Final = frozenset({"twin/update", "twin/cloud_updated", "state/update"})
 _DEFAULT: Final = TopicRule()
-
-
-class Publication(Struct, frozen=True):
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
 
 
 class Write(Struct, frozen=True):
@@ -143,7 +134,7 @@ class Rules:
         about = device_topic(topic)
         return about is not None and self.of(DeviceId(f"{about.namespace}/{about.name}")).access == "none"
 
-    def publication(self, device: DeviceId, name: str, reported: Reported) -> Publication | str | None:
+    def publication(self, device: DeviceId, name: str, reported: Reported) -> Outgoing | str | None:
         """What local apps get of a reported value; a text: why there is no topic for it; None: no rule, or no value."""
         compiled = self._compiled(device)
         if compiled.publish is None or not (reported.value or reported.collected_ms):
@@ -153,9 +144,22 @@ class Rules:
             return f"device {device}: property {name!r} cannot be part of topic {compiled.publish.text!r}"
         rule = compiled.rule
         payload = reported.value.encode(errors="replace") if rule.payload == "value" else _as_json(reported)
-        return Publication(topic, payload, rule.qos, rule.retain)
+        return Outgoing(topic, payload, rule.qos, rule.retain)
 
-    def write(self, topic: str, payload: bytes, event_id: str) -> Write | None:
+    def clearance(self, device: DeviceId, name: str) -> Outgoing | None:
+        """What takes a retained value away from the broker (MQTT 3.1.1, 3.3.1.3); None: none is retained."""
+        compiled = self._compiled(device)
+        if compiled.publish is None or not compiled.rule.retain:
+            return None
+        topic = compiled.publish.fill(device, name)
+        return Outgoing(topic, b"", compiled.rule.qos, retain=True) if topic else None
+
+    def says_quality(self, device: DeviceId) -> bool:
+        """Whether apps are told how good the values of a device are."""
+        compiled = self._compiled(device)
+        return compiled.publish is not None and compiled.rule.payload == "json"
+
+    def write(self, topic: str, payload: bytes) -> Write | None:
         """The update that a message on a `write` topic means; None: it is on none.
 
         Raises:
@@ -166,11 +170,7 @@ class Rules:
             found = template.parse(topic, compiled.rule.devices) if template else None
             if found is not None and self._compiled(found[0]) is compiled:
                 device, name = found
-                update = {
-                    "event_id": event_id,
-                    "timestamp": now_ms(),
-                    "twin": {name: {"expected": {"value": payload.decode()}}},
-                }
+                update = {"twin": {name: {"expected": {"value": payload.decode()}}}}
                 return Write(twin_update(*device.split("/", 1)), msgspec.json.encode(update))
         return None
 

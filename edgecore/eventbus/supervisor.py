@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -23,14 +24,18 @@ STOP_S: Final = 2.0
 FIRST_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 10.0
 STABLE_AFTER_S: Final = 30.0
+HANGS_AFTER_S: Final = 60.0
 
 
 class BrokerProcess:
-    """`target.port` of 0: any free one, and the same again when it is restarted, if it can be had."""
+    """`target.port` of 0: any free one, and the same again when it is restarted, if it can be had. `answers`: whether
+    edge core is connected to it.
+    """
 
-    def __init__(self, target: BrokerTarget, *, queue_size: int) -> None:
+    def __init__(self, target: BrokerTarget, *, queue_size: int, answers: Callable[[], bool]) -> None:
         self._wanted = target
         self._queue_size = queue_size
+        self._answers = answers
         self._port = target.port
         self.target: BrokerTarget | None = None
         """Where it listens; None while it does not."""
@@ -83,11 +88,24 @@ class BrokerProcess:
             self.target = msgspec.structs.replace(self._wanted, url=url, port=answer.port)
             self.trouble = ""
             logger.info("MQTT: the internal broker listens on %s (process %d)", url, process.pid)
-            code = await process.wait()
-            self._note(f"the internal broker ended with code {code}")
+            self._note(await self._end_of(process))
         finally:
             self.target = self.pid = None
             await _end(process)
+
+    async def _end_of(self, process: asyncio.subprocess.Process) -> str:
+        """Why it is to be started again: it has ended, or it is there and does not answer."""
+        loop = asyncio.get_running_loop()
+        answered = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout(HANGS_AFTER_S / 4):
+                    return f"the internal broker ended with code {await process.wait()}"
+            except TimeoutError:
+                if self._answers():
+                    answered = loop.time()
+                elif loop.time() - answered >= HANGS_AFTER_S:
+                    return f"the internal broker has not answered for {HANGS_AFTER_S:g} s and is ended"
 
     async def _start(self, process: asyncio.subprocess.Process) -> BrokerAnswer:
         settings = BrokerSettings(self._wanted.host, self._port, self._queue_size, logger.isEnabledFor(logging.DEBUG))

@@ -153,8 +153,11 @@ class History:
         try:
             found = await self._with_file(job)
         except (OSError, ValueError, sqlite3.Error) as error:
-            self._forgotten = {**forgotten, **self._forgotten}
-            self._drop(self._buffer.put_back(points), "not written")
+            later, self._forgotten = self._forgotten, dict(forgotten)
+            for device, names in later.items():
+                self._forgotten[device] = names & forgotten.get(device, names)
+            left = [p for p in points if p.device not in later or p.name in later[p.device]]
+            self._drop(self._buffer.put_back(left), "not written")
             self._note_trouble(f"{self.path}: {error}")
             return
         self._note_trouble("")

@@ -27,8 +27,10 @@ from edgecore.store.states import (
     get_state,
     list_states,
     put_state,
+    shown_state,
     stated_devices,
     update_state,
+    why_old,
 )
 from edgecore.store.twins import (
     TwinRow,
@@ -71,6 +73,8 @@ __all__ = [
     "put_twins",
     "registered_mappers",
     "replace_mapper",
+    "shown_state",
     "stated_devices",
     "update_state",
+    "why_old",
 ]

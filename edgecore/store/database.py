@@ -94,9 +94,17 @@ class Database:
         self._worker.jobs.put(Job(run=job, future=future, then=then, sync=sync))
         return await future
 
-    def post(self, job: Callable[[sqlite3.Connection], _T], *, then: Callable[[_T], None] | None = None) -> None:
-        """As `run`, for what nobody waits for. A failure is logged; what it would have stored is found out again."""
-        self._put(Job(run=job, future=None, then=then, sync=False))
+    def post(
+        self,
+        job: Callable[[sqlite3.Connection], _T],
+        *,
+        then: Callable[[_T], None] | None = None,
+        otherwise: Callable[[], None] | None = None,
+    ) -> None:
+        """As `run`, for what nobody waits for. A failure is logged, or, when it is the store's, which is logged once,
+        `otherwise` called. Without that, what would have been stored is found out again.
+        """
+        self._put(Job(run=job, future=None, then=then, sync=False, otherwise=otherwise))
 
     def post_along(self, job: Callable[[sqlite3.Connection], object]) -> None:
         """As `post`, in the transaction of the next other job, or in `ALONG_S` if there is none: what would only cost
@@ -180,7 +188,10 @@ def _settle(job: Job) -> None:
         if waiter is not None:
             waiter.set_exception(job.error)
         elif job.future is None:
-            logger.error("%s", job.error)
+            if job.otherwise is None or not isinstance(job.error, StoreError):
+                logger.error("%s", job.error)
+            if job.otherwise is not None:
+                job.otherwise()
         return
     if job.then is not None:
         try:

@@ -13,12 +13,17 @@ from typing import Any, Final
 
 import msgspec
 
+from dmi.twins import LAST_MS
+
 __all__ = ["copy_readable", "drop_nonsense"]
 
 logger = logging.getLogger(__name__)
 
 KEPT: Final = ("object", "mapper", "handed", "mqtt_topic")
 """Tables that are worth reading from a damaged file. Twins and states are not among them: mappers report them anew."""
+
+
+MAX_TEXT_CHARS: Final = 64 * 1024
 
 
 class _Table:
@@ -71,8 +76,17 @@ def _tables(db: sqlite3.Connection) -> Iterator[_Table]:
 
 
 def _mistyped(db: sqlite3.Connection, table: _Table) -> list[tuple[bytes, ...]]:
-    """Their keys, as bytes."""
-    wrong = " OR ".join(f"typeof({column}) != '{type_.lower()}'" for column, type_ in table.types.items())
+    """Their keys, as bytes. What is of the right type and cannot be meant counts too: numbers that are no time, where
+    all are times, versions and truth values; texts longer than any value; names that are none.
+    """
+    checks = [f"typeof({column}) != '{type_.lower()}'" for column, type_ in table.types.items()]
+    checks += [f"{column} NOT BETWEEN 0 AND {LAST_MS}" for column, type_ in table.types.items() if type_ == "INTEGER"]
+    checks += [f"length({column}) > {MAX_TEXT_CHARS}" for column, type_ in table.types.items() if type_ == "TEXT"]
+    if "device" in table.types:
+        checks.append("device NOT LIKE '_%/_%' OR device LIKE '%/%/%'")
+    if table.name == "object":
+        checks.append("name = '' OR instr(namespace || name, '/') OR namespace = '' AND kind LIKE 'device%'")
+    wrong = " OR ".join(checks)
     rows = db.execute(f"SELECT {_blobs(table.key)} FROM {table.name} WHERE {wrong}")  # noqa: S608
     return rows.fetchall()
 

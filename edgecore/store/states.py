@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from typing import Final
 
 from msgspec import Struct
 
@@ -16,9 +17,14 @@ __all__ = [
     "get_state",
     "list_states",
     "put_state",
+    "shown_state",
     "stated_devices",
     "update_state",
+    "why_old",
 ]
+
+
+_THERE: Final = ("online", "ok", "unhealthy")
 
 
 class StateRow(Struct, frozen=True):
@@ -35,6 +41,23 @@ class StateRow(Struct, frozen=True):
     """The last version that the cloud confirmed."""
     since_ms: int = 0
     """Since when the state that is shown is what it is, epoch milliseconds; 0: not known."""
+
+
+def shown_state(row: StateRow) -> tuple[str, str]:
+    """State and reason as they are shown."""
+    if row.fault_state:
+        return row.fault_state, row.fault_reason
+    if not row.state and row.version:  # a fault is over, and the mapper has not said anything
+        return "unknown", "the mapper has not reported a state"
+    return row.state, row.reason
+
+
+def why_old(row: StateRow | None) -> str:
+    """Why what the device reported is of before, not of now; empty: nothing is known that speaks against it."""
+    state, reason = shown_state(row) if row else ("", "")
+    if not state or state in _THERE:
+        return ""
+    return f"the device is {state}: {reason}" if reason else f"the device is {state}"
 
 
 _COLUMNS = "state, reason, fault_state, fault_reason, last_online_ms, version, acked, since_ms"

@@ -27,7 +27,7 @@ _WRITE_STATES: Final[frozenset[str]] = frozenset(get_args(WriteState))
 _NOTHING_DESIRED: Final = Desired()
 
 
-class TwinRow(Struct, frozen=True):
+class TwinRow(Struct, frozen=True, gc=False):
     """The versions of the two sides are upstream's document model (device contract 3.3). `version` is not derived from
     them: it says whether the cloud is to be told.
     """
@@ -40,7 +40,8 @@ class TwinRow(Struct, frozen=True):
     optional: bool = True
     """May be deleted. Becomes false, never true again."""
     deleted: bool = False
-    """A tombstone: both sides of `twin` are empty, with the time of the deletion. A later write revives it."""
+    """A tombstone: `twin` has the time of the deletion on both sides and no value, except a mapper's order, which
+    nobody is shown. A later write revives it."""
     reported_edge: int = 0
     """With the next one the version of the reported side: changes made here, and the last that came from the cloud."""
     reported_cloud: int = 0
@@ -59,7 +60,10 @@ _COLUMNS = (
     " desired, desired_type, desired_ms, write, desired_reason, version, acked,"
     " optional, deleted, reported_edge, reported_cloud, desired_edge, desired_cloud, desired_by_app"
 )
-_MARKS = ", ".join("?" * (_COLUMNS.count(",") + 2))
+_PUT = f"INSERT OR REPLACE INTO twin (device, {_COLUMNS}) VALUES "  # noqa: S608 - constants
+_MARKS = f"({', '.join('?' * (_COLUMNS.count(',') + 2))})"
+_PUT_AT_ONCE: Final = 64
+"""Rows a statement; SQLite takes 32,766 values."""
 
 
 def get_twins(db: sqlite3.Connection, device: DeviceId, *, dirty: bool = False) -> dict[str, TwinRow]:
@@ -70,10 +74,12 @@ def get_twins(db: sqlite3.Connection, device: DeviceId, *, dirty: bool = False) 
 
 
 def put_twins(db: sqlite3.Connection, device: DeviceId, rows: Iterable[TwinRow]) -> None:
-    db.executemany(
-        f"INSERT OR REPLACE INTO twin (device, {_COLUMNS}) VALUES ({_MARKS})",  # noqa: S608 - constants
-        [(device, *_values(row)) for row in rows],
-    )
+    # One statement for many rows: between two statements another thread may take the interpreter, for milliseconds.
+    left = list(rows)
+    while left:
+        some, left = left[:_PUT_AT_ONCE], left[_PUT_AT_ONCE:]
+        values = [value for row in some for value in (device, *_values(row))]
+        db.execute(_PUT + ", ".join([_MARKS] * len(some)), values)
 
 
 def acknowledge_twins(db: sqlite3.Connection, device: DeviceId, versions: Mapping[str, int]) -> None:

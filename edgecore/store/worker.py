@@ -42,6 +42,7 @@ class Job(Struct, eq=False):
     future: asyncio.Future[Any] | None
     then: Callable[[Any], None] | None
     sync: bool
+    otherwise: Callable[[], None] | None = None
     result: Any = None
     error: Exception | None = None
 
@@ -171,6 +172,7 @@ class Worker:
     def _attempt_each(self, db: sqlite3.Connection, jobs: list[Job]) -> None:
         db.execute("BEGIN")
         for job in jobs:
+            job.error = None
             db.execute("SAVEPOINT job")
             try:
                 job.result = job.run(db)

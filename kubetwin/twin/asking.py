@@ -78,7 +78,12 @@ def _find(status: dict[str, Any], id_: str) -> Answer | None:
     if not isinstance(answer, dict):
         return None
     error = answer.get("error") or ("" if "result" in answer else "CloudCore sent an answer without a result")
-    return Answer(id=id_, result=Raw(msgspec.json.encode(answer.get("result"))), error=str(error))
+    return Answer(
+        id=id_,
+        result=Raw(msgspec.json.encode(answer.get("result"))),
+        error=str(error),
+        reason=str(answer.get("reason") or ""),
+    )
 
 
 async def _put(kubectl: Kubectl, device: Target, id_: str, question: dict[str, Any] | None) -> None:

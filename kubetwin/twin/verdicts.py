@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
+from dmi.freshness import LIVE, unsaid_since_ms
 from dmi.twins import Desired, Reported
-from kubetwin.rows import is_stale, same_value, state_of
+from kubetwin.lenient import items
+from kubetwin.rows import same_value, state_of
 from kubetwin.twin.wishes import Wish
 
 __all__ = ["Verdict", "verdicts"]
@@ -77,6 +79,6 @@ def _waits(spec: Json, status: Json | None, *, node_away: bool) -> str:
     if status is None:
         return "there is no DeviceStatus yet: is CloudCore running?"
     state, reason = state_of(status, node_away=node_away)
-    if not is_stale(state):
+    if not state or state.casefold() in LIVE or unsaid_since_ms(items(status, "status", "extensions", "conditions")):
         return ""
     return f"the device is {state}" + (f": {reason}" if reason else "")

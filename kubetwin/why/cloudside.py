@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from kubetwin.why.seen import Seen, declared_problems, mapping, parse_time_ms
+from cloudedge.queries import NODE_AWAY, NODE_SILENT
+from dmi.freshness import epoch_ms
+from kubetwin.kubectl import GROUP
+from kubetwin.lenient import mapping, text
+from kubetwin.why.seen import Seen, declared_problems
 from kubetwin.why.steps import Step, StepNumber, step
 
 __all__ = ["cloud_steps"]
@@ -31,26 +35,30 @@ def _api(seen: Seen) -> Step:
     return step(StepNumber.API, "ok", f"{api.server or 'it'} answers")
 
 
+def _not_served(number: StepNumber, plural: str) -> Step:
+    return step(number, "broken", f"this cluster does not serve {plural} of {GROUP}/v1beta1", _INSTALL_CRDS)
+
+
 def _device(seen: Seen) -> Step:
     api, facts = seen.evidence.api, seen.facts
     if not api.seen:
         if facts is not None and facts.declared:
             return step(StepNumber.DEVICE, "unknown", f"edge core has it in version {facts.declared_version or '?'}")
         return step(StepNumber.DEVICE, "unknown", "only the Kubernetes API can tell")
-    if api.kind_missing:
-        return step(StepNumber.DEVICE, "broken", api.kind_missing, _INSTALL_CRDS)
+    if "devices" in api.kinds_missing:
+        return _not_served(StepNumber.DEVICE, "devices")
     if api.device is None:
         ns, name = seen.evidence.namespace, seen.evidence.name
         return step(
             StepNumber.DEVICE, "broken", f"there is no Device {name!r} in namespace {ns!r}",
             f"is the name right? kubectl get devices -n {ns}; else kubectl apply -f its manifest",
         )  # fmt: skip
-    metadata = mapping(api.device.get("metadata"))
-    created = parse_time_ms(metadata.get("creationTimestamp"))
+    metadata = mapping(api.device, "metadata")
+    created = epoch_ms(metadata.get("creationTimestamp"))
     if metadata.get("deletionTimestamp"):
         return step(
             StepNumber.DEVICE, "broken", "it is being deleted, and a finalizer keeps it",
-            "look at metadata.finalizers", at_ms=parse_time_ms(metadata["deletionTimestamp"]),
+            "look at metadata.finalizers", at_ms=epoch_ms(metadata["deletionTimestamp"]),
         )  # fmt: skip
     message = f"created, now in version {metadata.get('resourceVersion') or '?'}"
     return step(StepNumber.DEVICE, "ok", message, at_ms=created, age_s=seen.age_s(created))
@@ -60,12 +68,13 @@ def _model(seen: Seen) -> Step:
     api = seen.evidence.api
     if not api.seen or api.device is None:
         return step(StepNumber.MODEL, "skipped" if api.seen else "unknown", "only the Device and the API can tell")
-    spec = mapping(api.device.get("spec"))
-    name = str(mapping(spec.get("deviceModelRef")).get("name") or "")
+    name = text(api.device, "spec", "deviceModelRef", "name")
     if not name:
         return step(
             StepNumber.MODEL, "broken", "spec.deviceModelRef.name is empty", "name a DeviceModel of the same namespace"
         )
+    if "devicemodels" in api.kinds_missing:
+        return _not_served(StepNumber.MODEL, "devicemodels")
     if api.model_trouble:
         return step(StepNumber.MODEL, "unknown", api.model_trouble)
     if api.model is None:
@@ -74,7 +83,7 @@ def _model(seen: Seen) -> Step:
             StepNumber.MODEL, "broken", f"spec.deviceModelRef.name: there is no DeviceModel {name!r} in {ns!r}",
             f"kubectl get devicemodels -n {ns} lists those there are; a model must be in its devices' namespace",
         )  # fmt: skip
-    created = parse_time_ms(mapping(api.model.get("metadata")).get("creationTimestamp"))
+    created = epoch_ms(mapping(api.model, "metadata").get("creationTimestamp"))
     return step(StepNumber.MODEL, "ok", f"{name} is there", at_ms=created, age_s=seen.age_s(created))
 
 
@@ -131,6 +140,8 @@ def _cloudcore(seen: Seen) -> Step:
         return step(number, "ok", "it answered a question put into the DeviceStatus")
     if seen.evidence.api.seen and seen.evidence.api.device is None:
         return step(number, "skipped", "without a Device it cannot be asked")
+    if "devicestatuses" in seen.evidence.api.kinds_missing:
+        return _not_served(number, "devicestatuses")
     if cloud.silent_s:
         told = f"it did not answer within {cloud.silent_s:.0f} s"
         if seen.status is not None and not seen.status.ours:
@@ -138,7 +149,7 @@ def _cloudcore(seen: Seen) -> Step:
         more = ", though the node is connected to it: does it reach the Kubernetes API?" if linked else ""
         return step(number, "broken", told + more, "is it running, with a kubeconfig of this cluster? Look at its log")
     if seen.evidence.api.seen and seen.evidence.api.status is None and not seen.evidence.api.status_trouble:
-        created = parse_time_ms(mapping(mapping(seen.evidence.api.device).get("metadata")).get("creationTimestamp"))
+        created = epoch_ms(mapping(seen.evidence.api.device or {}, "metadata").get("creationTimestamp"))
         young = (age_s := seen.age_s(created)) is not None and age_s < NEW_DEVICE_S
         return step(
             number, "broken", "there is no DeviceStatus: CloudCore makes one as soon as it sees the Device",
@@ -167,19 +178,26 @@ def _link(seen: Seen) -> Step:
         return step(number, "ok", f"{facts.node} answered", at_ms=since, age_s=seen.edge_age_s(since))
     if not seen.node and seen.evidence.api.device is not None:
         return step(number, "skipped", "no node is named")
+    if edge.trouble and not seen.elsewhere:
+        return step(
+            number, "broken", f"edge core does not answer at {edge.socket}: {edge.trouble}",
+            "is edgecore running here? Start it, or restart it when it hangs; its log says more",
+        )  # fmt: skip
     also = f"; here {edge.socket}: {edge.trouble}" if edge.trouble else ""
-    todo = (
-        f"on {seen.node or 'the node'}: is edgecore running, and what does its log say of the cloud? "
-        "kubetwin why there shows its half"
-    )
-    if _said_away(seen):
-        since = seen.status.changed_ms.get("NodeConnected", 0) if seen.status else 0
-        why = seen.evidence.cloud.error or (seen.status.reason if seen.status else "")
-        message = f"CloudCore says: {why or 'not connected'}{also}"
-        return step(number, "broken", message, todo, at_ms=since, age_s=seen.age_s(since))
-    if edge.trouble:
-        return step(number, "broken", f"edge core does not answer at {edge.socket}: {edge.trouble}", todo)
+    on_node = f"on {seen.node or 'the node'}:"
     error = seen.evidence.cloud.error
+    if _said_away(seen):
+        shown = seen.status is not None and seen.status.has("NodeConnected", "False")
+        since = seen.status.changed_ms.get("NodeConnected", 0) if seen.status and shown else 0
+        why = error or (seen.status.reason if seen.status else "")
+        return step(
+            number, "broken", f"CloudCore says: {why or 'not connected'}{also}",
+            f"{on_node} is edgecore running, and what does its log say of the cloud? kubetwin why there shows its half",
+            at_ms=since, age_s=seen.age_s(since),
+        )  # fmt: skip
+    if seen.evidence.cloud.reason == NODE_SILENT:
+        todo = f"{on_node} restart edgecore if it hangs; its log says more"
+        return step(number, "broken", f"CloudCore says: {error}{also}", todo)
     if error and seen.status is not None and seen.status.has("NodeConnected", "True"):
         return step(number, "ok", f"CloudCore has it connected, but: {error}{also}")
     return step(number, "unknown", (error or "neither CloudCore nor edge core said") + also)
@@ -187,7 +205,6 @@ def _link(seen: Seen) -> Step:
 
 def _said_away(seen: Seen) -> bool:
     """Its conditions follow a link that is lost after a grace; its answer does at once."""
-    error = seen.evidence.cloud.error
-    if "not connected to CloudHub" in error or "connection to CloudHub is gone" in error:
+    if seen.evidence.cloud.reason == NODE_AWAY:
         return True
     return seen.evidence.cloud.answered and seen.status is not None and seen.status.has("NodeConnected", "False")

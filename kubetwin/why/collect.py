@@ -15,12 +15,13 @@ from cloudedge.queries import ANSWER_TIMEOUT_S
 from dmi import ConfigError, merge_model
 from dmi.crd import device_from_crd, model_from_crd
 from kubetwin.kubectl import ApiAway, KindMissing, Kubectl, KubectlError, KubectlMissing, ObjectMissing
+from kubetwin.lenient import text
 from kubetwin.twin.asking import NoAnswer, ask, new_query
 from kubetwin.twin.options import Target
 from kubetwin.why.ends import Ends
 from kubetwin.why.evidence import ApiEnd, CloudEnd, EdgeEnd, Evidence, Json
 from kubetwin.why.local import clock_ahead_s, read_edge
-from kubetwin.why.seen import mapping, read_status
+from kubetwin.why.seen import read_status
 from kubetwin.why.steps import Verdict
 from kubetwin.why.walk import walk
 
@@ -73,9 +74,8 @@ async def _read_cloud(kubectl: Kubectl | None, namespace: str, name: str) -> tup
         api = msgspec.structs.replace(api, device=await kubectl.get("devices", namespace, name))
     except ObjectMissing:
         return api, CloudEnd(absent="there is no Device to ask about")
-    except KindMissing as error:
-        kind_missing = str(error).partition(":")[0]  # what to do about it is said beside it
-        return msgspec.structs.replace(api, kind_missing=kind_missing), CloudEnd(absent=kind_missing)
+    except KindMissing:
+        return _without(api, "devices"), CloudEnd(absent="the cluster knows no Devices")
     except KubectlMissing as error:
         return ApiEnd(absent=str(error)), CloudEnd(absent=str(error))
     except KubectlError as error:
@@ -87,10 +87,16 @@ async def _read_cloud(kubectl: Kubectl | None, namespace: str, name: str) -> tup
         status: Json = await kubectl.get("devicestatuses", namespace, name)
     except ObjectMissing:
         return api, CloudEnd(absent="there is no DeviceStatus to put a question into")
+    except KindMissing:
+        return _without(api, "devicestatuses"), CloudEnd(absent="the cluster knows no DeviceStatuses")
     except KubectlError as error:
         return msgspec.structs.replace(api, status_trouble=str(error)), CloudEnd(absent=str(error))
     status, cloud = await _ask(kubectl, namespace, name, status)
     return msgspec.structs.replace(api, status=status), cloud
+
+
+def _without(api: ApiEnd, plural: str) -> ApiEnd:
+    return msgspec.structs.replace(api, kinds_missing=api.kinds_missing | {plural})
 
 
 async def _server(kubectl: Kubectl) -> str:
@@ -103,14 +109,15 @@ async def _server(kubectl: Kubectl) -> str:
 
 
 async def _read_model(kubectl: Kubectl, api: ApiEnd, namespace: str) -> ApiEnd:
-    reference = mapping(mapping(mapping(api.device).get("spec")).get("deviceModelRef"))
-    name = reference.get("name")
-    if not isinstance(name, str) or not name:
+    name = text(api.device or {}, "spec", "deviceModelRef", "name")
+    if not name:
         return api
     try:
         return msgspec.structs.replace(api, model=await kubectl.get("devicemodels", namespace, name))
     except ObjectMissing:
         return api
+    except KindMissing:
+        return _without(api, "devicemodels")
     except KubectlError as error:
         return msgspec.structs.replace(api, model_trouble=str(error))
 
@@ -135,7 +142,7 @@ async def _question(kubectl: Kubectl, device: Target, *, ours: bool) -> CloudEnd
     except KubectlError as error:
         return CloudEnd(absent=f"a question could not be put into the DeviceStatus: {error}")
     if answer.error:
-        return CloudEnd(error=answer.error)
+        return CloudEnd(error=answer.error, reason=answer.reason)
     try:
         facts = msgspec.json.decode(answer.result, type=DeviceFacts)
     except msgspec.MsgspecError as error:

@@ -12,11 +12,11 @@ import click
 import msgspec
 
 from kubetwin.kubectl import Kubectl, KubectlError
-from kubetwin.needs import needs
 from kubetwin.twin.options import Cluster, Target, cluster_options, target
+from kubetwin.why.collect import find_out
 from kubetwin.why.ends import API_TIMEOUT_S, DEFAULT_SOCKET, Ends
 from kubetwin.why.render import render
-from kubetwin.why.steps import TITLES, Verdict
+from kubetwin.why.steps import TITLES
 
 __all__ = ["why"]
 
@@ -58,7 +58,7 @@ async def _run(ends: Ends, device: Target, namespace: str, output: str) -> int:
     if device.namespace and namespace not in ("", device.namespace):
         raise click.UsageError(f"{device.namespace}/{device.name} is not in namespace {namespace!r}")
     inside = device.namespace or namespace or await _namespace(ends.kubectl)
-    verdict: Verdict = await needs("kubetwin.why.collect", "cloud").find_out(ends, inside, device.name)
+    verdict = await find_out(ends, inside, device.name)
     if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(verdict)))
     else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from cloudedge.facts import DeviceFacts
-from kubetwin.why.seen import Seen, mapping
+from cloudedge.facts import DeviceFacts, spec_digest
+from kubetwin.lenient import text
+from kubetwin.why.seen import Seen
 from kubetwin.why.steps import Step, StepNumber, step
 
 __all__ = ["GOOD_STATES", "edge_steps"]
@@ -54,27 +55,24 @@ def _known(seen: Seen, facts: DeviceFacts) -> Step:
             number, "broken", f"edge core of {facts.node} has no Device {seen.evidence.device}",
             "CloudCore sends it as soon as the node is connected: look at CloudCore's log for the node", passing=True,
         )  # fmt: skip
+    here = f"in version {facts.declared_version or '?'}"
     if seen.device is None or seen.evidence.api.device is None:
-        return step(number, "ok", f"in version {facts.declared_version or '?'}")
-    version = str(mapping(seen.evidence.api.device.get("metadata")).get("resourceVersion") or "")
-    if facts.declared_version in ("", version):
-        return step(number, "ok", f"in version {version or '?'}, as at the API")
-    # CloudCore does not send what leaves the spec as it is (labels), so another version alone is no fault.
-    differing = (
-        ()
-        if facts.left_out
-        else sorted(
-            {p.name for p in seen.device.properties if seen.model is None or seen.model.find(p.name)}
-            ^ facts.properties.keys()
-        )
-    )
-    if differing:
-        return step(
-            number, "broken",
-            f"in version {facts.declared_version}, at the API {version}; they differ in {', '.join(differing[:3])}",
-            "CloudCore sends a change until it is acknowledged: look at its log for the node", passing=True,
-        )  # fmt: skip
-    return step(number, "ok", f"in version {facts.declared_version}; {version} at the API asks for the same")
+        return step(number, "ok", here)
+    version = text(seen.evidence.api.device, "metadata", "resourceVersion") or "?"
+    is_same = not facts.spec_digest or facts.spec_digest == spec_digest(seen.evidence.api.device.get("spec"))
+    is_ours = seen.status is not None and seen.status.ours  # KubeEdge's own sends specs in its own words
+    todo = "CloudCore sends a change until it is acknowledged: look at its log for the node"
+    if facts.declared_version not in ("", version):
+        # CloudCore does not send what leaves the spec as it is (labels), so another version alone is no fault.
+        if is_same:
+            return step(number, "ok", f"{here}; {version} at the API asks for the same")
+        if not is_ours:
+            return step(number, "unknown", f"{here}; whether {version} at the API asks for more cannot be told")
+        return step(number, "broken", f"{here}; {version} at the API asks for something else", todo, passing=True)
+    model = seen.evidence.api.model
+    if is_ours and model is not None and facts.model_digest not in ("", spec_digest(model.get("spec"))):
+        return step(number, "broken", f"{here}, with another DeviceModel than the API's", todo, passing=True)
+    return step(number, "ok", f"{here}, as at the API")
 
 
 def _mapper(facts: DeviceFacts, seen: Seen) -> Step:
@@ -101,8 +99,8 @@ def _answering(facts: DeviceFacts, seen: Seen) -> Step:
         return step(number, "ok", "last heard of", at_ms=heard, age_s=seen.edge_age_s(heard))
     since = mapper.away_since_ms
     return step(
-        number, "broken", f"mapper {mapper.name} does not answer",
-        f"is it running on {facts.node}? Start it again; it gets all its devices when it registers",
+        number, "broken", mapper.trouble or f"mapper {mapper.name} does not answer",
+        f"look on {facts.node}, and at the mapper's log; it gets all its devices when it registers again",
         at_ms=since, age_s=seen.edge_age_s(since),
     )  # fmt: skip
 
@@ -131,8 +129,10 @@ def _taken(facts: DeviceFacts, seen: Seen) -> Step:
 
 def _online(facts: DeviceFacts, seen: Seen) -> Step:
     good = any(p.quality == "good" and p.collected_ms for p in facts.properties.values())
-    since = facts.state_since_ms or facts.last_state_ms
-    return _state(facts.state, facts.state_reason, good=good, at_ms=since, age_s=seen.edge_age_s(since))
+    since, reason = facts.state_since_ms or facts.last_state_ms, facts.state_reason
+    if reason and facts.mapper is not None and reason == facts.mapper.trouble:  # said at a step before
+        reason = "its mapper does not answer"
+    return _state(facts.state, reason, good=good, at_ms=since, age_s=seen.edge_age_s(since))
 
 
 def _online_by_status(seen: Seen) -> Step:

@@ -23,8 +23,8 @@ class ApiEnd(Struct, frozen=True):
     """Why it could not be asked."""
     server: str = ""
     device: Json | None = None
-    kind_missing: str = ""
-    """Set when the cluster knows no Devices at all."""
+    kinds_missing: frozenset[str] = frozenset()
+    """Of `devices`, `devicemodels` and `devicestatuses`: those that the cluster does not serve."""
     model: Json | None = None
     model_trouble: str = ""
     """Why it could not be read, when that is not its absence."""
@@ -46,6 +46,8 @@ class CloudEnd(Struct, frozen=True):
     """How long nobody answered; 0: somebody did."""
     error: str = ""
     """CloudCore's word, or through it edge core's, why there are no facts."""
+    reason: str = ""
+    """The same in one word, as in `cloudedge.queries`; may be empty."""
     facts: DeviceFacts | None = None
     clock_ahead_s: float | None = None
     """Of the edge's clock, measured with this answer."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from cloudedge.facts import DeviceFacts
 from dmi import ConfigError, Desired, Device, DeviceModel, Problem, Reported, Twin, check_device
 from dmi.crd import device_from_crd, model_from_crd
+from dmi.freshness import epoch_ms, unsaid_since_ms
+from kubetwin.lenient import items, mapping, text
 from kubetwin.why.evidence import Evidence, Json
 
-__all__ = ["Seen", "StatusView", "declared_problems", "mapping", "parse_time_ms", "read_status", "see"]
+__all__ = ["Seen", "StatusView", "declared_problems", "read_status", "see"]
 
 _OURS: Final = frozenset({"summary", "reason", "problems", "conditions", "since"})
 
@@ -66,7 +66,7 @@ def _age_s(now_ms: int, at_ms: int) -> float | None:
 
 def see(evidence: Evidence) -> Seen:
     device, model, invalid = _declaration(evidence)
-    declared_node = str(mapping(mapping(evidence.api.device).get("spec")).get("nodeName") or "")
+    declared_node = text(evidence.api.device or {}, "spec", "nodeName")
     local, remote = evidence.edge.facts, evidence.cloud.facts
     elsewhere = ""
     if local is not None and declared_node and local.node != declared_node:
@@ -119,55 +119,25 @@ def declared_problems(device: Device, model: DeviceModel) -> list[Problem]:
 
 
 def read_status(obj: Json) -> StatusView:
-    status = mapping(obj.get("status"))
-    extensions = mapping(status.get("extensions"))
-    conditions: dict[str, str] = {}
-    changed: dict[str, int] = {}
-    for condition in _objects(extensions.get("conditions")):
-        type_ = str(condition.get("type"))
-        conditions[type_] = str(condition.get("status"))
-        changed[type_] = parse_time_ms(condition.get("lastTransitionTime"))
+    status = mapping(obj, "status")
+    extensions = mapping(status, "extensions")
+    conditions = items(extensions, "conditions")
+    is_unsaid = unsaid_since_ms(conditions) > 0  # then state and reason are no more than that
     return StatusView(
-        state=_text(status.get("state")),
-        reason=_text(extensions.get("reason")),
-        since_ms=parse_time_ms(extensions.get("since")),
-        twins={name: twin for item in _objects(status.get("twins")) if (name := _text(item.get("propertyName")))
-               for twin in (_twin(name, item),)},
-        conditions=conditions,
+        state="" if is_unsaid else text(status, "state"),
+        reason="" if is_unsaid else text(extensions, "reason"),
+        since_ms=epoch_ms(extensions.get("since")),
+        twins={name: _twin(name, item) for item in items(status, "twins") if (name := text(item, "propertyName"))},
+        conditions={text(c, "type"): text(c, "status") for c in conditions},
         ours=bool(_OURS & extensions.keys()),
-        changed_ms=changed,
-    )  # fmt: skip
-
-
-def _twin(name: str, item: Json) -> Twin:
-    reported, desired = mapping(item.get("reported")), mapping(item.get("observedDesired"))
-    return Twin(
-        name,
-        Reported.from_metadata(_text(reported.get("value")), mapping(reported.get("metadata"))),
-        Desired.from_metadata(_text(desired.get("value")), mapping(desired.get("metadata"))),
+        changed_ms={text(c, "type"): epoch_ms(c.get("lastTransitionTime")) for c in conditions},
     )
 
 
-def mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _objects(value: object) -> list[Json]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def parse_time_ms(value: object) -> int:
-    """RFC 3339, as Kubernetes writes it; 0: it is none."""
-    try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return 0
-    if moment is None:
-        return 0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0, int(moment.timestamp() * 1000))
+def _twin(name: str, item: Json) -> Twin:
+    reported, desired = mapping(item, "reported"), mapping(item, "observedDesired")
+    return Twin(
+        name,
+        Reported.from_metadata(text(reported, "value"), mapping(reported, "metadata")),
+        Desired.from_metadata(text(desired, "value"), mapping(desired, "metadata")),
+    )

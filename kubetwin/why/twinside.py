@@ -87,7 +87,8 @@ def _read(seen: Seen, name: str) -> Detail:
     at_ms = side.collected_ms
     if side.quality != "good":
         return Detail(
-            name, "broken", f"{side.quality}: {side.reason or 'no reason given'}", _read_todo(seen), at_ms, age_s,
+            name, "broken", f"{side.quality}: {side.reason or 'no reason given'}",
+            _read_todo(seen), at_ms, age_s,
             side.quality == "stale",
         )  # fmt: skip
     if old := _why_old(seen):
@@ -109,6 +110,8 @@ def _quality(text: str) -> Quality:
 
 
 def _read_todo(seen: Seen) -> str:
+    if _why_old(seen):
+        return "it is read again as soon as the device answers its mapper"
     return (
         "the reason is the mapper's: correct the property's visitors.configData, or see to the device: "
         f"kubectl edit device -n {seen.evidence.namespace} {seen.evidence.name}"

@@ -108,13 +108,18 @@ class Fleet:
         self._touched_devices.clear()
         self._touched_models.clear()
 
-    async def reconcile(self, devices: Iterable[Device], models: Iterable[DeviceModel]) -> None:
-        """Run exactly this set. What did not change goes on undisturbed; what is not in the set is stopped."""
+    async def reconcile(
+        self, devices: Iterable[Device], models: Iterable[DeviceModel], *, partial: bool = False
+    ) -> None:
+        """Run exactly this set. What did not change goes on undisturbed; what is not in the set is stopped, unless it
+        is `partial`: then the edge core says about each of the others what is to become of it.
+        """
         for model in models:
             if model.id not in self._touched_models:
                 self._apply_model(model)
         wanted = {d.id: d for d in devices}
-        await self._remove([id_ for id_ in self._runners if id_ not in wanted and id_ not in self._touched_devices])
+        if not partial:
+            await self._remove([i for i in self._runners if i not in wanted and i not in self._touched_devices])
         for number, device in enumerate(wanted.values(), start=1):
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)  # those that run already go on meanwhile

@@ -70,7 +70,7 @@ class Session:
                 continue
             for entry in registration.refused:
                 logger.warning("from the edge core, and left out: %s", entry)
-            await fleet.reconcile(registration.devices, registration.models)
+            await fleet.reconcile(registration.devices, registration.models, partial=registration.partial)
             self.registered, self.since, self.problem = True, time.time(), ""
             logger.info(
                 "registered %s for protocol %s: %d devices%s",

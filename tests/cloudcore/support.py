@@ -12,7 +12,8 @@ from cloudcore.cloudhub import CloudHub, HubSettings
 from cloudcore.devicecontroller import ControllerSettings, DeviceController
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES
 from cloudcore.kube import Key, Kind, KubeClient, KubeError, Object, Unavailable
-from cloudedge import Connection, ConnectionLost, Message, connect, new_message, reply, tls
+from cloudedge import ConnectionLost, Message, new_message, reply, tls
+from cloudedge.connection import Connection, connect
 from cloudedge.message import now_ms
 from cloudedge.resources import state_resource, twin_resource
 from kubetwin.apiserver import ApiServer
@@ -120,7 +121,7 @@ class Edge:
         resource = twin_resource("default", device)
         return await self.send(source="twin", group="resource", operation="update", resource=resource, content=content)
 
-    async def report_state(self, device: str, state: str, **extra: str) -> Message:
+    async def report_state(self, device: str, state: str, **extra: Any) -> Message:
         content = {"event_id": "e", "timestamp": now_ms(), "device": {"name": device, "state": state, **extra}}
         resource = state_resource("default", device)
         return await self.send(source="twin", group="resource", operation="update", resource=resource, content=content)

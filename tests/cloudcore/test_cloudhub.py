@@ -10,7 +10,8 @@ from cloudcore.cloudhub import HubSettings
 from cloudcore.cloudhub.outbox import MAX_PLAIN, WINDOW
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS
 from cloudcore.kube import Key
-from cloudedge import ConnectionRefused, certificates, connect, reply, tls
+from cloudedge import ConnectionRefused, certificates, reply, tls
+from cloudedge.connection import connect
 from tests.cloudcore.support import Cloud, Kubernetes, device, model, running_cloud, until
 
 CAPTURES = Path(__file__).parents[1] / "data" / "captures" / "upstream-websocket.jsonl"

@@ -209,7 +209,14 @@ def test_values_of_a_device_that_is_not_live_are_stale() -> None:
         extensions = render(known, DECLARED, show(Known(twins=known.twins, state=state)))["extensions"]
         assert extensions["summary"] == line
     bad = Twin("valve", Reported("5", "int", NOW, "bad"))
-    assert summary(Known(twins={"valve": bad}), DECLARED, is_live=False) == "valve=5 (bad)"
+    assert summary(Known(twins={"valve": bad}), DECLARED, "offline") == "valve=5 (bad)"
+
+
+def test_another_node_is_another_connection() -> None:
+    before, elsewhere = show(valve("5")), Declaration(node="edge-2", properties=("t", "valve"), deliverable=True)
+    moved = show(Known(), elsewhere, before, now_ms=NOW + 60_000)
+    assert moved.conditions["NodeConnected"].since == utc_text(NOW + 60_000)
+    assert show(Known(), elsewhere, moved, now_ms=NOW + 90_000).conditions == moved.conditions
 
 
 def test_what_can_wait_for_a_patch_to_travel_with() -> None:

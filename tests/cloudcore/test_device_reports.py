@@ -279,7 +279,7 @@ async def test_a_device_that_moved_is_not_what_its_old_node_said(kube: Kubernete
     await kube.create(MODELS, model())
     await kube.create(DEVICES, device())
     async with cloud.edge("edge-1") as old, cloud.edge("edge-2") as new:
-        await old.report("thermo-1", {"valve": 5})
+        await old.report("thermo-1", {"valve": entry("5", at_ms=now_ms() - 60_000)})
         await old.report_state("thermo-1", "online", lastOnlineTime="2026-01-02T03:04:05Z")
         await kube.until_status("thermo-1", lambda s: s.get("state") == "online")
         await kube.patch(DEVICES, Key("default", "thermo-1"), {"spec": {"nodeName": "edge-2"}})
@@ -287,6 +287,8 @@ async def test_a_device_that_moved_is_not_what_its_old_node_said(kube: Kubernete
         assert status["extensions"]["reason"] == "no state reported yet"
         assert status["extensions"]["summary"] == "valve=5 (stale)"
         assert status["lastOnlineTime"] == "2026-01-02T03:04:05Z"
+        await new.report("thermo-1", {"valve": 6})  # which is of now, though nobody says a state
+        await kube.until_status("thermo-1", lambda s: s["extensions"]["summary"] == "valve=6")
         await new.report_state("thermo-1", "online")
         await kube.until_status("thermo-1", lambda s: s["state"] == "online")
 

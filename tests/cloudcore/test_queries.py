@@ -15,7 +15,7 @@ from cloudcore.devicecontroller.queries import Queries, QuerySettings
 from cloudcore.kube import Informer, Key
 from cloudedge import Message
 from cloudedge.facts import DeviceFacts
-from cloudedge.queries import MAX_ANSWER_BYTES, Query, query_device
+from cloudedge.queries import MAX_ANSWER_BYTES, NODE_AWAY, NODE_SILENT, Query, query_device
 from tests.cloudcore.support import Cloud, Edge, Kubernetes, device, model, running_cloud, until
 
 KEY = Key("default", "thermo-1")
@@ -119,16 +119,34 @@ async def test_a_malformed_question_is_told_what_is_wrong(
 
 
 async def test_a_node_that_is_away_or_silent_is_an_error(kube: Kubernetes, cloud: Cloud) -> None:
+    cloud.controller._links.grace_s = 0.0
     await ask(kube)
-    assert await answer(kube) == {"error": 'node "edge-1" is not connected to CloudHub'}
+    assert await answer(kube) == {"error": 'node "edge-1" is not connected to CloudHub', "reason": NODE_AWAY}
     async with cloud.edge() as edge:
         await ask(kube, "silent12")
-        error = 'node "edge-1" did not answer within 0.5 s; stock edge cores never do'
-        assert await answer(kube, "silent12") == {"error": error}
+        error = 'node "edge-1" is connected, and its edge core did not answer within 0.5 s'
+        stock = f"{error}; stock ones never do"
+        assert await answer(kube, "silent12") == {"error": stock}
         (question,) = questions(edge)
         await say(edge, question, {"id": "silent12", "result": {"late": True}})
         await until(lambda: cloud.controller.queries.counts["answer to no question"])
-    assert await answer(kube, "silent12") == {"error": error}
+        assert await answer(kube, "silent12") == {"error": stock}
+        await edge.answer(await edge.report_state("thermo-1", "online", since=1))  # as no stock edge core does
+        await ask(kube, "hanging1")
+        assert await answer(kube, "hanging1") == {"error": error, "reason": NODE_SILENT}
+
+
+async def test_a_node_that_was_here_just_now_gets_a_moment_to_be_back(kube: Kubernetes, cloud: Cloud) -> None:
+    """As after a restart of cloud core."""
+    await ask(kube)
+    await until(lambda: cloud.controller.queries._held)
+    async with cloud.edge() as edge:
+        await until(lambda: questions(edge))
+        await say(edge, questions(edge)[0], {"id": ID, "result": {"back": True}})
+        assert await answer(kube) == {"result": {"back": True}}
+    await ask(kube, "nobody12")
+    assert (await answer(kube, "nobody12"))["reason"] == NODE_AWAY
+    assert not any(cloud.controller.queries._held.values())
 
 
 async def test_only_the_devices_own_node_answers(kube: Kubernetes, cloud: Cloud) -> None:
@@ -254,7 +272,8 @@ async def test_anything_under_queries_harms_nobody(kube: Kubernetes, cloud: Clou
 
 async def test_nothing_is_decided_before_devices_are_known(kube: Kubernetes) -> None:
     statuses = Informer(kube, STATUSES)
-    queries = Queries(kube, lambda _: None, statuses, Links(asyncio.get_running_loop().time))
+    links = Links(asyncio.get_running_loop().time)
+    queries = Queries(kube, lambda _: None, statuses, links, knows_questions=lambda _: True)
     status = {"metadata": {"namespace": "default", "name": "thermo-1", "resourceVersion": "1"}}
     statuses.observe({**status, "status": {"extensions": {"queries": {ID: {"ask": "path"}}}}})
     queries.look(KEY, statuses.get(KEY))

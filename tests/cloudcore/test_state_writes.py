@@ -4,9 +4,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from cloudcore.devicecontroller import ControllerSettings
-from cloudcore.devicecontroller.kinds import DEVICES, MODELS
-from cloudcore.kube import Key, Object
+import pytest
+
+from cloudcore.devicecontroller import ControllerSettings, statuses
+from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES
+from cloudcore.devicecontroller.render import render
+from cloudcore.kube import Key, Kind, Object
+from cloudcore.kube.stream import Event, EventStream
 from cloudedge.message import now_ms
 from tests.cloudcore.support import Cloud, Edge, Kubernetes, device, entry, model, running_cloud, until
 
@@ -94,3 +98,60 @@ async def test_a_property_deleted_at_the_edge_goes_from_the_api(kube: Kubernetes
         await edge.answer(await edge.report("thermo-1", valve("7")))
         (twin,) = (await kube.status("thermo-1"))["twins"]
         assert twin["reported"]["value"] == "7"
+
+
+async def test_what_was_written_is_not_looked_at_again(
+    kube: Kubernetes, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kube.create(MODELS, model())
+    await kube.create(DEVICES, device())
+    async with cloud.edge() as edge:
+        await edge.answer(await edge.report_state("thermo-1", "online"))
+        await until(lambda: not len(cloud.controller.writer._queue))
+        rendered = 0
+
+        def counted(*args: Any) -> Object:
+            nonlocal rendered
+            rendered += 1
+            return render(*args)
+
+        monkeypatch.setattr(statuses, "render", counted)
+        await edge.answer(await edge.report("thermo-1", {"valve": 1}))
+        await until(lambda: not len(cloud.controller.writer._queue))
+        assert rendered == 1
+
+
+async def test_an_edit_that_our_own_write_overtakes_is_undone(
+    kube: Kubernetes, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to our write has it in, and the watch comes too late to tell."""
+    watching, edited = asyncio.Event(), False
+    watching.set()
+    look, write = EventStream.next, kube.patch
+
+    async def look_when_told(stream: EventStream) -> Event | None:
+        event = await look(stream)
+        await watching.wait()
+        return event
+
+    async def write_after_an_edit(kind: Kind, of: Key, patch: Object) -> Object:
+        nonlocal edited
+        if kind is STATUSES and not edited and "twins" in patch["status"]:
+            edited = True
+            await write(STATUSES, KEY, {"status": {"extensions": {"summary": "all is well"}}})
+        return await write(kind, of, patch)
+
+    monkeypatch.setattr(EventStream, "next", look_when_told)
+    await kube.create(MODELS, model())
+    await kube.create(DEVICES, device())
+    async with cloud.edge() as edge:
+        await edge.answer(await edge.report("thermo-1", {"valve": 1}))
+        await until(lambda: not len(cloud.controller.writer._queue))
+        summary = (await kube.status("thermo-1"))["extensions"]["summary"]
+        monkeypatch.setattr(kube, "patch", write_after_an_edit)
+        watching.clear()
+        twin = entry("1", at_ms=now_ms() + 1)  # a new time and the same summary
+        await edge.answer(await edge.report("thermo-1", {"valve": twin}))
+        watching.set()
+        assert edited
+        await kube.until_status("thermo-1", lambda s: s["extensions"]["summary"] == summary)

@@ -110,7 +110,7 @@ def test_summary_is_one_short_line(pairs: list[tuple[str, Any]]) -> None:
         name: Twin(name, Reported(value, "int", NOW, quality))
         for name, (value, quality) in zip(names, pairs, strict=True)
     }
-    line = summary(Known(twins=twins), Declaration(node="n", properties=names))
+    line = summary(Known(twins=twins), Declaration(node="n", properties=names), "online")
     assert len(line) <= SUMMARY_CHARACTERS
     assert all(c.isprintable() for c in line)
     assert line.endswith("…") or line.count("=") >= len(pairs)
@@ -122,7 +122,7 @@ def test_summary_shows_unit_and_quality_in_the_order_of_the_device() -> None:
         "a": Twin("a", Reported("2", "int", NOW)),
         "b": Twin("b", desired=Desired("5")),
     }
-    assert summary(Known(twins=twins), DECLARED) == "a=2 bar, c=open (bad)"
+    assert summary(Known(twins=twins), DECLARED, "ok") == "a=2 bar, c=open (bad)"
 
 
 def test_state_is_unknown_with_the_reason_while_nothing_can_be_reported() -> None:

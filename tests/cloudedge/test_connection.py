@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from picows import WSMsgType
 
-from cloudedge import Connection, ConnectionLost, ConnectionRefused, Refusal, connect, new_message, serve
+from cloudedge import ConnectionLost, ConnectionRefused, new_message
 from cloudedge.certificates import create_ca, load, mint, save, sign_node
-from cloudedge.connection import INBOX_MESSAGES
+from cloudedge.connection import INBOX_MESSAGES, Connection, Refusal, connect, serve
 from cloudedge.message import Message
 from cloudedge.tls import client_context, node_of, server_context
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmi import ConversionError, ModelProperty, Reported, check_range, format_value, parse_value, supersedes
-from dmi.twins import Desired
+from dmi.twins import LAST_MS, MAX_REASON_CHARS, Desired
 from dmi.values import shortest_float32
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -128,9 +128,9 @@ def test_metadata_keys_are_upstreams_and_ours_only_when_they_say_something() -> 
         Reported,
         value=st.text(),
         type=st.sampled_from(["", "int", "float"]),
-        collected_ms=st.integers(0, 2**52),
+        collected_ms=st.integers(0, LAST_MS),
         quality=st.sampled_from(["good", "stale", "bad"]),
-        reason=st.text(),
+        reason=st.text(max_size=MAX_REASON_CHARS),
     )
 )
 def test_reported_survives_its_metadata(reported: Reported) -> None:
@@ -148,6 +148,12 @@ def test_odd_metadata_counts_as_absent(metadata: dict[str, object]) -> None:
     assert reported.quality in ("good", "stale", "bad")
     assert desired.write in ("", "pending", "applied", "failed")
     assert reported.collected_ms >= 0
+
+
+def test_texts_and_times_of_a_peer_are_bounded() -> None:
+    reported = Reported.from_metadata("v", {"reason": "x" * 1000, "type": "y" * 1000, "timestamp": str(LAST_MS + 1)})
+    assert reported == Reported("v", "y" * MAX_REASON_CHARS, 0, "good", "x" * MAX_REASON_CHARS)
+    assert Desired.from_metadata("v", {"timestamp": 2**63}).updated_ms == 0
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ from typing import get_args
 
 import yaml
 
+from cloudcore.config import CloudHubConfig
 from cloudcore.devicecontroller import conditions, events, links, queries, statuses
 from cloudcore.devicecontroller.mirror import ANNOTATION
 from cloudedge.queries import MAX_ANSWER_BYTES
+from dmi.freshness import NOT_REPORTED
 from dmi.types import DeviceState
 from tests.docs.page import DOCS, blocks
 
@@ -32,7 +34,7 @@ def test_states_are_those_of_the_contract() -> None:
 
 
 def test_conditions_and_their_reasons_are_the_codes() -> None:
-    source = Path(conditions.__file__).read_text()
+    source = Path(conditions.__file__).read_text().replace("NOT_REPORTED", f'"{NOT_REPORTED}"')
     made = set(re.findall(r'Condition\(\s*"(\w+)", "(\w+)", "(\w+)"', source))
     shown, type_ = set(), ""
     for first, status, reason, _ in table("Conditions"):
@@ -51,6 +53,7 @@ def test_events_are_the_codes() -> None:
 def test_figures_are_the_codes() -> None:
     settings = events.EventSettings()
     assert f"away for more than {links.GRACE_S:g} s" in FLAT
+    assert f"away after {CloudHubConfig().keepalive_interval} s of silence" in FLAT
     assert f"more than {settings.alone} devices of a node go through the same within {settings.window_s:g} s" in FLAT
     assert f"written at most every {settings.repeat_s:g} s" in FLAT
     assert f"All together are {settings.rate:g} a second at most" in FLAT

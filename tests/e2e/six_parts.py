@@ -1,22 +1,19 @@
-"""The six parts of the path as processes that are killed and started one by one, in any order: the Kubernetes API, cloud
-core, edge core, an MQTT broker, a mapper, and its device.
+"""The six parts of the path as processes that are killed and started one by one, in any order: the Kubernetes API,
+cloud core, edge core, an MQTT broker, a mapper, and its device.
 """
 
 import contextlib
-import json
+import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import paho.mqtt.client as mqtt
 import yaml
-from paho.mqtt.enums import CallbackAPIVersion
 from pymodbus.client import ModbusTcpClient
 
 from benchmarks.twin.load import Api
@@ -24,6 +21,7 @@ from cloudcore import crds
 from cloudedge.certificates import mint
 from kubetwin.demo.plan import NODE, Plan
 from kubetwin.kubectl import kubectl_path
+from tests.e2e.gateway_app import GatewayApp
 from tests.e2e.harness import wait_for
 
 PARTS: Final = ("apiserver", "cloudcore", "edgecore", "broker", "mapper-modbus", "device")
@@ -31,6 +29,7 @@ DEVICE: Final = "boiler"
 READ, WRITTEN = "level", "set-point"
 _API: Final = "/apis/devices.kubeedge.io/v1beta1/namespaces/default"
 _TWIN: Final = f"$hw/events/device/default/{DEVICE}/twin"
+_RULE: Final = f"plant/{DEVICE}/{READ}"
 
 
 class SixParts:
@@ -40,6 +39,7 @@ class SixParts:
         hub, modbus, http, self.broker_port = ports
         self.plan = Plan(directory=directory, hub_port=hub, modbus_port=modbus, http_port=http)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.app = GatewayApp(self.broker_port, [f"{_TWIN}/get/result", f"{_TWIN}/update/document", _RULE])
 
     def write(self) -> None:
         """Configuration, certificates."""
@@ -50,6 +50,7 @@ class SixParts:
             "enable": True,
             "mqttMode": 2,
             "mqttServerExternal": f"tcp://127.0.0.1:{self.broker_port}",
+            "topicRules": [{"devices": "default/*", "publish": "plant/{device}/{property}"}],
         }
         edge.write_text(yaml.safe_dump(config))
         mint(self.plan.certificates, nodes=[NODE], names=["127.0.0.1"])
@@ -72,6 +73,12 @@ class SixParts:
         assert process.poll() is None, f"{part} had ended by itself:\n{self.plan.log(part).read_text()[-3000:]}"
         process.send_signal(signal.SIGKILL)
         process.wait(10)
+
+    def forget(self) -> None:
+        """Empty the disks of an edge core and an API that are not running: what is left is as installed."""
+        for database in ("edgecore.db", "apiserver/objects.db"):
+            for file in self.plan.directory.glob(f"{database}*"):
+                file.unlink()
 
     def stop(self) -> None:
         for process in self.running.values():
@@ -113,29 +120,20 @@ class SixParts:
             )
         return shown
 
+    def heard_over_mqtt(self) -> tuple[str, str]:
+        """The read property's value as the app was last told of it: upstream's document, and the rule's topic."""
+        document = self.app.json(f"{_TWIN}/update/document")["twin"][READ]
+        return document["current"]["actual"]["value"], self.app.text(_RULE)
+
     def asked_over_mqtt(self, within_s: float) -> str:
-        """The read property's value, as a local app gets it."""
-        answers: list[dict[str, Any]] = []
-        client = mqtt.Client(CallbackAPIVersion.VERSION2)
-        client.on_message = lambda _client, _data, message: answers.append(json.loads(message.payload))
-        client.connect("127.0.0.1", self.broker_port)
-        deadline = time.monotonic() + within_s
-        try:
-            while not client.is_connected() and time.monotonic() < deadline:
-                client.loop(0.05)
-            client.subscribe(f"{_TWIN}/get/result", qos=1)
-            asked_at = 0.0
-            while not answers and time.monotonic() < deadline:
-                if time.monotonic() - asked_at > 1.0:  # edge core may not be back at the broker yet
-                    asked_at = time.monotonic()
-                    client.publish(f"{_TWIN}/get", b'{"event_id":"ask","timestamp":0}', qos=1)
-                client.loop(0.05)
-        finally:
-            client.disconnect()
-            client.loop(0.05)
-        assert answers, f"no answer over MQTT within {within_s:g} s"
-        value: str = answers[0]["twin"][READ]["actual"]["value"]
+        """The read property's value as the app gets it when it asks."""
+        value: str = self.app.ask(f"{_TWIN}/get", within_s)["twin"][READ]["actual"]["value"]
         return value
+
+    def why(self) -> subprocess.CompletedProcess[str]:
+        ends = ["--kubeconfig", str(self.plan.kubeconfig), "--edge", str(self.plan.edge)]
+        command = [sys.executable, "-m", "kubetwin", "why", *ends, f"default/{DEVICE}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     def _command(self, part: str) -> list[str]:
         match part:
@@ -187,19 +185,28 @@ class SixParts:
 @contextlib.contextmanager
 def six_parts() -> Iterator[SixParts]:
     """All six, running, with one device of two registers that has reported."""
-    with tempfile.TemporaryDirectory(prefix="kt-") as name, contextlib.ExitStack() as sockets:
-        listeners = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
-        world = SixParts(Path(name), [s.getsockname()[1] for s in listeners])
-        sockets.close()
+    with tempfile.TemporaryDirectory(prefix="kt-") as name:
+        world = SixParts(Path(name), _ports(4))
         world.write()
         try:
             world.start("apiserver")
             world.declare()
             for part in PARTS[1:]:
                 world.start(part)
-            yield world
+            with world.app:
+                yield world
         finally:
             world.stop()
+
+
+def _ports(count: int) -> list[int]:
+    """Free ones below those that Linux gives to whoever dials out: nobody takes them while their owner is dead."""
+    free: list[int] = []
+    while len(free) < count:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            free.append(port)
+    return free
 
 
 def _accepts(family: socket.AddressFamily, address: Any) -> bool:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from click.testing import CliRunner, Result
 from msgspec import Struct
 
+from kubetwin.why.command import why as why_command
 from tests.e2e.harness import Demo
 
 BOTH, CLOUD, EDGE = "both", "cloud", "edge"
@@ -42,15 +44,15 @@ def arguments(demo: Demo, seen_from: str) -> list[str]:
     return {BOTH: [*cloud, *edge], CLOUD: [*cloud, "--no-edge"], EDGE: ["--no-api", *edge]}[seen_from]
 
 
-def run_why(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kubetwin", "why", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def run_why(*words: str) -> Result:
+    """In this process: a verdict is asked for often, and starting Python costs more than finding out."""
+    return CliRunner().invoke(why_command, words)
 
 
 def why(demo: Demo, device: str = "default/boiler-1", seen_from: str = BOTH) -> Told:
     result = run_why(*arguments(demo, seen_from), "-o", "json", device)
     assert result.stdout, result.stderr
-    return Told(result.returncode, json.loads(result.stdout))
+    return Told(result.exit_code, json.loads(result.stdout))
 
 
 def why_until(

@@ -180,7 +180,13 @@ def bus(monkeypatch: pytest.MonkeyPatch) -> Bus:
 
 
 @pytest.fixture
-async def apps(bus: Bus, config: EdgeCoreConfig, cloud: FakeCloud) -> AsyncIterator[Apps]:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody misses a mapper."""
+    monkeypatch.setattr("edgecore.devicetwin.mappers.NO_MAPPER_GRACE_S", 3600.0)
+
+
+@pytest.fixture
+async def apps(patience: None, bus: Bus, config: EdgeCoreConfig, cloud: FakeCloud) -> AsyncIterator[Apps]:
     """Local apps, at an edge core with a device that nobody has reported so far."""
     apps, edge = Apps(bus), Edge(config)
     await edge.start()

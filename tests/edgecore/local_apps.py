@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from cloudedge.message import now_ms
-from edgecore.bus import Bus, MqttIn, MqttOut, TwinsReported
+from edgecore.bus import Bus, MqttIn, MqttOut, StateShown, TwinsGone, TwinsReported
 from tests.edgecore.peers import DEADLINE_S, NODE, Json
 
 DEVICE = "$hw/events/device/default/boiler-1"
@@ -24,13 +24,27 @@ class Apps:
         self._bus = bus
         self.heard: list[MqttOut] = []
         self.reported: list[TwinsReported] = []
+        self.gone: list[TwinsGone] = []
         self._more = asyncio.Event()
         bus.listen(MqttOut, self._hear)
         bus.listen(TwinsReported, self.reported.append)
+        self.shown: list[StateShown] = []
+        bus.listen(TwinsGone, self._note_gone)
+        bus.listen(StateShown, self.shown.append)
 
     def _hear(self, event: MqttOut) -> None:
         self.heard.append(event)
         self._more.set()
+
+    def _note_gone(self, event: TwinsGone) -> None:
+        self.gone.append(event)
+        self._more.set()
+
+    async def until_gone(self, times: int) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while len(self.gone) < times:
+                self._more.clear()
+                await self._more.wait()
 
     async def say(self, topic: str, payload: Any) -> None:
         raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()

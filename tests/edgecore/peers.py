@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from cloudedge import Connection, ConnectionLost, Message, new_message, reply, serve
+from cloudedge import ConnectionLost, Message, new_message, reply
+from cloudedge.connection import Connection, serve
 from cloudedge.message import now_ms
 from cloudedge.resources import device_report
 from cloudedge.tls import server_context
@@ -131,9 +132,13 @@ class FakeCloud(Watched):
                     assert before is None or _time(twin) >= _time(before), f"older over newer: {before} {twin}"
                     self.twins[device, name] = twin
             if self.confirming:
-                answer = reply(message, source="devicecontroller", group="twin")
-                route = msgspec.structs.replace(answer.route, resource="twin")
-                await connection.send(msgspec.structs.replace(answer, route=route))
+                await self.confirm(message)
+
+    async def confirm(self, report: Message) -> None:
+        assert self.connection is not None
+        answer = reply(report, source="devicecontroller", group="twin")
+        route = msgspec.structs.replace(answer.route, resource="twin")
+        await self.connection.send(msgspec.structs.replace(answer, route=route))
 
     async def _answer_membership(self, connection: Connection, message: Message) -> None:
         await connection.send(reply(message, source="devicecontroller", group="twin"))

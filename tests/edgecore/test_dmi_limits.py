@@ -10,7 +10,7 @@ from grpc import ChannelConnectivity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmi import DeviceId, Overloaded, PeerRefused, Twin, UnknownDevice
+from dmi import DeviceId, Overloaded, PeerRefused, Reported, Twin, UnknownDevice
 from dmi import server as server_module
 from dmi._pb import api_pb2 as pb
 from dmi._pb.api_pb2_grpc import DeviceManagerServiceStub
@@ -177,7 +177,7 @@ async def test_outcomes_are_counted_by_call_and_mapper() -> None:
     with pytest.raises(RuntimeError):
         await world.limits.accept_state(A, "bug", "")
     await world.limits.register_mapper(MapperInfo("unheard-of", "modbus", "/x"), with_data=True)
-    world.limits.malformed("ReportDeviceStatus")
+    world.limits.note("ReportDeviceStatus", "malformed")
     assert world.calls() == {
         ("ReportDeviceStates", "", "refused"): 1,
         ("ReportDeviceStates", "modbus/a", "failed"): 1,
@@ -199,7 +199,7 @@ async def test_over_the_socket_a_limit_has_its_own_status_and_bad_calls_are_coun
     world = World(rate=1, burst=1)
     world.store.open.set()
     path, limits = tmp_path / "dmi.sock", world.limits
-    async with serve_edgecore(limits, path, malformed=limits.malformed), EdgeCoreClient(path) as client:
+    async with serve_edgecore(limits, path, turned_away=limits.note), EdgeCoreClient(path) as client:
         await client.report_twins(A, TWINS)
         with pytest.raises(PeerRefused, match="too many calls of mapper modbus/a") as limited:
             await client.report_twins(A, TWINS)
@@ -300,6 +300,27 @@ async def test_mappers_are_bounded(
         await mapper.register()  # a known one always
 
 
+async def test_large_reports_are_bounded_by_their_bytes_and_small_ones_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "LARGE_AT_ONCE_BYTES", 300_000)
+    world = World()
+    path, limits = tmp_path / "dmi.sock", world.limits
+    large = [Twin("p", reported=Reported(value="x" * 100_000))]
+    async with serve_edgecore(limits, path, turned_away=limits.note), EdgeCoreClient(path) as client:
+        waiting = [asyncio.create_task(client.report_twins(A, large)) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while world.store.inside < 2:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+        with pytest.raises(PeerRefused, match=r"RESOURCE_EXHAUSTED.*no room for 100\d\d\d bytes"):
+            await client.report_twins(A, large)
+        small = asyncio.create_task(client.report_twins(A, TWINS))
+        world.store.open.set()
+        await asyncio.gather(*waiting, small)
+        await client.report_twins(A, large)
+    assert world.calls()["ReportDeviceStatus", "", "limited"] == 1
+
+
 async def test_one_connection_has_its_bound_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is more waits at the caller or is refused, and is not in our memory."""
     monkeypatch.setattr(server_module, "STREAMS", 100)
@@ -310,7 +331,7 @@ async def test_one_connection_has_its_bound_too(tmp_path: Path, monkeypatch: pyt
         while (state := channel.get_state(try_to_connect=True)) is not ChannelConnectivity.READY:
             await channel.wait_for_state_change(state)  # it knows the bound from here on
         stub = DeviceManagerServiceStub(channel)
-        twins = pb.DeviceStatus(twins=[pb.Twin(propertyName="p")])
+        twins = pb.DeviceStatus(twins=[pb.Twin(propertyName="p", reported=pb.TwinProperty(value="1"))])
         calls = [
             stub.ReportDeviceStatus(
                 pb.ReportDeviceStatusRequest(deviceNamespace="default", deviceName=f"a-{n}", reportedDevice=twins),

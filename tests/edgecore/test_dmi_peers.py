@@ -17,6 +17,7 @@ import yaml
 
 from dmi import ConfigError, PeerRefused
 from edgecore.config import EdgeCoreConfig
+from edgecore.devicetwin import peers
 from edgecore.devicetwin.peers import Allowed, Peer, allowed_of, guarded_socket, inner_socket, peer_of
 from edgecore.metrics import Metrics
 from tests.edgecore.conftest import Edge, EdgeProcess
@@ -173,6 +174,38 @@ async def test_connections_that_are_open_end_with_the_guard(tmp_path: Path) -> N
         assert await reader.read() == b""
         writer.close()
     assert not path.exists()
+
+
+async def test_one_that_half_closes_and_takes_nothing_leaves_no_descriptor_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of its descriptor is the next connection's, which must not be taken for it."""
+    monkeypatch.setattr(peers, "END_S", 0.05)
+    answer = b"x" * 4_000_000
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            writer.write(answer)
+            await writer.drain()
+            await reader.read()
+        writer.close()
+
+    path, inner = tmp_path / "dmi.sock", inner_socket(tmp_path / "dmi.sock")
+    nobody = Allowed(frozenset(), frozenset())
+    async with await asyncio.start_unix_server(serve, inner), guarded_socket(path, inner, nobody, Metrics()):
+        before, deaf = len(os.listdir("/proc/self/fd")), []  # noqa: PTH208 - the number is all
+        for _ in range(20):
+            reader, writer = await asyncio.open_unix_connection(path, limit=1024)
+            await reader.readexactly(10)
+            writer.write_eof()
+            deaf.append(writer)
+        reader, writer = await asyncio.open_unix_connection(path)
+        async with asyncio.timeout(30):
+            assert await reader.readexactly(len(answer)) == answer
+            for other in (*deaf, writer):
+                other.close()
+            while len(os.listdir("/proc/self/fd")) > before:  # noqa: ASYNC110, PTH208 - nobody tells
+                await asyncio.sleep(0.02)
 
 
 def test_the_peer_is_who_it_is() -> None:

@@ -158,7 +158,7 @@ async def test_a_registration_that_would_take_too_long_is_finished_by_calls(
 
 
 async def test_who_waits_longer_gets_more_of_it_at_once(edge: Edge, cloud: FakeCloud, go: GoMapper) -> None:
-    """Ours stop what is not in the answer, and wait ten seconds."""
+    """Ours wait ten seconds, and take over what is in the answer in one go."""
     seen: list[float] = []
 
     async def full_set(*args: Any, until: float, **options: Any) -> Any:

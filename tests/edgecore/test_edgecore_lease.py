@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloudedge.facts import MapperFacts
-from dmi import Device, DeviceId, PeerTimeout, PeerUnavailable
+from dmi import Device, DeviceId, PeerRefused, PeerTimeout, PeerUnavailable
 from dmi.client import MapperClient
 from dmi.ports import MapperInfo
 from edgecore.config import EdgeCoreConfig
@@ -25,6 +25,7 @@ from edgecore.devicetwin.spread import MOVE_GRACE_S
 from tests.edgecore.conftest import Edge
 from tests.edgecore.peers import FakeCloud, FakeMapper, Watched, device_object, model_object
 from tests.edgecore.test_edgecore_spread import DEVICES, declare_gauges, noting_mapper, until_all_are_read
+from tests.edgecore.test_flow_disk import no_larger_files
 
 BOILER = "default/boiler-1"
 WITHIN_S = 10.0
@@ -373,3 +374,25 @@ async def test_a_peer_without_the_call_answers_it_and_one_that_is_not_there_does
             await client.ping(5.0)
     assert not os.path.exists(mapper.info.address)  # noqa: PTH110
     await mapper.client.close()
+
+
+async def test_a_store_that_did_not_take_it_is_told_again(
+    edge: Edge, cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_S", 0.3)
+    monkeypatch.setattr(twin_module, "REWRITE_S", 0.2)
+    monkeypatch.setattr(spread, "MOVE_GRACE_S", 60.0)  # nobody looks again by then
+    monkeypatch.setattr("edgecore.store.medium.MEMORY_CAP_BYTES", 1)  # there is no way out
+    await cloud.put(model_object())
+    await cloud.put(device_object())
+    with contextlib.ExitStack() as disk:
+        async with FakeMapper(tmp_path).running() as mapper:
+            await mapper.client.report_state(DeviceId(BOILER), "online")
+            await cloud.until_state(BOILER, "online")
+            disk.enter_context(no_larger_files(0))
+            with pytest.raises(PeerRefused, match="not stored"):
+                await mapper.client.report_state(DeviceId(BOILER), "offline")
+        await asyncio.sleep(1.0)  # the lease is over, and it could not be written
+        assert cloud.states[BOILER]["state"] == "online"
+    state = await cloud.until_state(BOILER, "unknown")
+    assert state["reason"].startswith("mapper mapper-1 is gone")

@@ -22,6 +22,7 @@ from edgecore.store import handed_digests, open_database, registered_mappers
 from mappers.drivers.virtual import VirtualDriver
 from mappers.sdk.mapper import run_mapper
 from mappers.sdk.testing import eventually
+from tests.edgecore.api_client import get_text
 from tests.edgecore.conftest import Edge
 from tests.edgecore.peers import FakeCloud, FakeMapper, device_object, model_object
 
@@ -220,8 +221,12 @@ async def test_a_mapper_that_is_gone_for_long_is_forgotten(
         async with two.two.running():
             await two.two.until(two.as_spread)
         await two.one.until(lambda: len(two.one.devices) == len(IDS))
+        api = Path(config.modules.device_twin.dmi_sock_path) / "edgecore.sock"
+        assert 'mapper="modbus/two"' in (await get_text(api, "/metrics"))[1]
         async with asyncio.timeout(10):
             while "mapper two of protocol modbus is forgotten" not in caplog.text:  # noqa: ASYNC110  # it tells nobody else
+                await asyncio.sleep(0.02)
+            while 'mapper="modbus/two"' in (await get_text(api, "/metrics"))[1]:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     await edge.stop()
     with contextlib.closing(sqlite3.connect(config.database.data_source)) as db:

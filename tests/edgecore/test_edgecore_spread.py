@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dmi import DeviceId
-from edgecore.devicetwin import spread
+from edgecore.devicetwin import registration, spread
 from edgecore.devicetwin.spread import Member, claim_of, owner_of
 from tests.edgecore.conftest import Edge
 from tests.edgecore.noting_mapper import notes_of
@@ -295,3 +295,30 @@ async def test_three_mappers_come_and_go_at_random(edge: Edge, cloud: FakeCloud,
         gaps = {device: longest_gap(tmp_path, device, began, ended) for device in DEVICES}
     assert not held_twice(tmp_path)
     assert max(gaps.values()) < 2 * spread.MOVE_GRACE_S + 5.0, gaps  # its second owner may die while it has the first's
+
+
+async def test_devices_that_do_not_fit_into_the_answer_go_on_over_a_restart_of_edge_core(
+    edge: Edge, cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is stopped only to be handed over again; what was removed meanwhile is stopped."""
+    await declare_gauges(cloud)
+    async with noting_mapper("one", tmp_path) as process:
+        await until_all_are_read(tmp_path, by=1)
+        await edge.stop()
+        del cloud.objects["Device/default/gauge-0"]
+        monkeypatch.setattr(registration, "_ANSWER_BYTES", 300)
+        await edge.start()
+        async with asyncio.timeout(30):
+            while DEVICES[0] not in closed(tmp_path):  # noqa: ASYNC110  # another process writes it
+                await asyncio.sleep(0.05)
+        since = asyncio.get_running_loop().time()
+        async with asyncio.timeout(30):
+            while set(readers(tmp_path, since)) != set(DEVICES[1:]):  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.05)
+        assert closed(tmp_path) == [DEVICES[0]]
+        process.terminate()
+        await process.wait()
+
+
+def closed(directory: Path) -> list[str]:
+    return [note.device for note in notes_of(directory) if note.what == "close"]

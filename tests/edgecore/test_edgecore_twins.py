@@ -1,6 +1,7 @@
 """The pure core of the twins: merge, states, faults, outbox; and all of it together against a simple reference."""
 
 import dataclasses
+import functools
 import sqlite3
 
 import pytest
@@ -10,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from dmi import ConfigError, Desired, DeviceId, Reported, Twin, supersedes
 from edgecore.devicetwin.faults import FaultClock
-from edgecore.devicetwin.merge import Fault, merge_state, merge_twins, read_state, set_fault, shown_state
+from edgecore.devicetwin.merge import Fault, merge_state, merge_twins, read_state, set_fault
 from edgecore.devicetwin.outbox import ACK_TIMEOUT_S, InFlight, Key, Outbox
-from edgecore.store import StateRow, TwinRow, acknowledge_twins, dirty_devices, get_twins, put_twins
+from edgecore.store import StateRow, TwinRow, acknowledge_twins, dirty_devices, get_twins, put_twins, shown_state
 from edgecore.store.migrations import migrate
 
 NOW = 1_700_000_000_000
@@ -94,6 +95,15 @@ def test_a_first_report_about_the_desired_side_alone_does_not_outdate_the_first_
     assert merge_one(row, reported("60", NOW + 3), now_ms=NOW + 6).twin.reported.value == "60"
 
 
+def test_the_side_that_a_report_does_not_have_stays() -> None:
+    row = merge_one(None, Twin("p", reported=Reported(value="1"), desired=Desired(value="5")))
+    read = merge_one(row, Twin("p", Reported(value=""), only="reported"), NOW + 1)
+    assert read.twin == Twin("p", Reported("", "float", NOW + 1), row.twin.desired)
+    cleared = merge_one(row, Twin("p", only="desired"), NOW + 1)
+    assert cleared.twin == Twin("p", row.twin.reported, Desired("", "float", NOW + 1))
+    assert merge_twins({}, [Twin("p", only="desired")], {}, now_ms=NOW) == []
+
+
 def test_a_report_about_the_desired_side_alone_leaves_the_value() -> None:
     row = merge_one(None, reported("1"))
     after = merge_one(row, Twin("p", desired=Desired("5", "float", NOW, "failed", "refused")))
@@ -128,12 +138,13 @@ def test_other_states_are_refused(said: str) -> None:
         read_state(said)
 
 
-def test_online_moves_its_time_every_ten_seconds_only() -> None:
+def test_online_moves_its_time_now_and_then_only() -> None:
     row = merge_state(None, "online", "", seen_online_ms=0, now_ms=NOW)
     assert row is not None
     assert (row.version, row.last_online_ms) == (1, NOW)
-    assert merge_state(row, "online", "", seen_online_ms=NOW, now_ms=NOW + 9_000) is None
-    later = merge_state(row, "online", "", seen_online_ms=NOW, now_ms=NOW + 10_000)
+    again = functools.partial(merge_state, row, "online", "", seen_online_ms=NOW, confirm_ms=10_000)
+    assert again(now_ms=NOW + 9_999) is None
+    later = again(now_ms=NOW + 10_000)
     assert later is not None
     assert (later.version, later.last_online_ms) == (2, NOW + 10_000)
 
@@ -215,7 +226,7 @@ def test_an_unconfirmed_message_is_sent_again() -> None:
     assert outbox.expire(ACK_TIMEOUT_S - 0.1) == 0
     assert outbox.expire(ACK_TIMEOUT_S) == 1
     assert outbox.take(9) == [key]
-    assert outbox.confirmed("m1") is None
+    assert outbox.confirmed("m1", 1.0) is None
 
 
 def test_a_device_that_is_gone_is_forgotten() -> None:
@@ -225,7 +236,7 @@ def test_a_device_that_is_gone_is_forgotten() -> None:
     outbox.sent(InFlight(key, "m1", {"": 1}, sent_at=0.0))
     outbox.mark(key)
     outbox.forget(key.device)
-    assert outbox.confirmed("m1") is None
+    assert outbox.confirmed("m1", 1.0) is None
     assert outbox.take(1) == []
     assert (outbox.due, outbox.in_flight) == (0, 0)
 
@@ -336,7 +347,7 @@ class TwinsToTheCloud(RuleBasedStateMachine):
         if not self.confirmations:
             return
         message_id = self.confirmations.pop(which % len(self.confirmations))
-        flight = None if lost else self.outbox.confirmed(message_id)
+        flight = None if lost else self.outbox.confirmed(message_id, self.clock_s)
         if flight is not None:
             acknowledge_twins(self.db, flight.key.device, flight.versions)
 

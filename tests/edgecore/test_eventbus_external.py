@@ -274,3 +274,35 @@ async def test_the_configured_client_ids_are_used(broker: Mosquitto, tmp_path: P
         log = broker.log.read_text()
         assert "as my-sub" in log
         assert "as my-pub" in log
+
+
+async def test_both_brokers_at_once(broker: Mosquitto, tmp_path: Path) -> None:
+    """Mode 1: apps of both are heard and told, and one broker that dies costs the other nothing."""
+    both = EventBusConfig(
+        enable=True,
+        mqtt_mode=1,
+        mqtt_server_external=f"tcp://127.0.0.1:{broker.port}",
+        mqtt_server_internal="tcp://127.0.0.1:0",
+        mqtt_qos=1,
+    )
+    async with world(both, tmp_path) as one:
+        assert one.events.internal_port is not None
+        async with app(one.events.internal_port, "$hw/#") as inside:
+            async with app(broker.port, "$hw/#") as outside:
+                for local in (inside, outside):
+                    await local.publish(UPDATE, {})
+                await until(lambda: len(one.twin) == 2, "both are heard, once each")
+                one.tell(f"{UPDATE}/document", b"1")
+                for local in (inside, outside):
+                    assert await local.hears(f"{UPDATE}/document") == b"1"
+            await broker.stop(signal.SIGKILL)
+            await until(lambda: one.events.trouble, "it is known")
+            assert "external" in one.events.trouble
+            assert [client.label for client in one.events._clients if client.is_up] == ["internal"]
+            one.tell(f"{UPDATE}/document", b"2")
+            await inside.hears(f"{UPDATE}/document", 2)
+            await inside.publish(UPDATE, {})
+            await until(lambda: len(one.twin) == 3, "and heard")
+            await broker.start()
+            await until(lambda: one.events.is_up and not one.events.trouble, "both again")
+            assert len(one.twin) == 3

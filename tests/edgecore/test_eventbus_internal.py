@@ -15,18 +15,14 @@ import msgspec
 import psutil
 import pytest
 
-from dmi import Reported, Twin
-from dmi.types import DeviceId
-from edgecore.bus import TwinsReported
 from edgecore.config import EventBusConfig, TopicRule
 from edgecore.eventbus import client as client_module
+from edgecore.eventbus import link as link_module
 from edgecore.eventbus import supervisor
 from edgecore.eventbus.brokerwire import BrokerAnswer, BrokerSettings
 from edgecore.eventbus.localbroker import LocalBroker
 from edgecore.eventbus.settings import BrokerTarget
 from tests.edgecore.mqtt_world import UPDATE, World, app, free_port, until, world
-
-BOILER = DeviceId("default/boiler-1")
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +53,15 @@ async def test_apps_and_the_twin_reach_each_other(tmp_path: Path) -> None:
         assert await local.hears(f"{UPDATE}/document") == b"{}"
         assert len(one.twin) == 1, "what edge core says does not come back to it"
         assert one.events.trouble == ""
+
+
+async def test_more_than_is_taken_at_once_is_taken_in_order(tmp_path: Path) -> None:
+    async with world(config(mqtt_session_queue_size=500), tmp_path) as one, app(port_of(one)) as local:
+        count = 2 * client_module.TAKEN_AT_ONCE + 1
+        for number in range(count):
+            await local.publish(UPDATE, b"%d" % number)
+        await until(lambda: len(one.twin) >= count, "all")
+        assert [event.payload for event in one.twin] == [b"%d" % number for number in range(count)]
 
 
 async def test_the_other_topics_go_to_the_cloud(tmp_path: Path) -> None:
@@ -147,44 +152,12 @@ async def test_access_rules(tmp_path: Path) -> None:
         assert not local.on("$hw/events/device/secret/x/twin/update/document")
 
 
-async def test_values_and_writes_under_topics_of_ones_own(tmp_path: Path) -> None:
-    rule = TopicRule(
-        publish="v/{namespace}/{device}/{property}", write="w/{namespace}/{device}/{property}", retain=True
-    )
-
-    def before(db: Any) -> None:
-        db.execute(
-            "INSERT INTO twin (device, property, reported, reported_type, reported_ms, quality, reported_reason,"
-            " desired, desired_type, desired_ms, write, desired_reason, version, acked)"
-            " VALUES ('default/boiler-1', 'old', '7', 'int', 5, 'good', '', '', '', 0, '', '', 1, 0)"
-        )
-
-    async with world(config(rule), tmp_path, connect=False) as one:
-        await one.database.run(before)
-        await one.up()
-        await one.settled()
-        one.bus.tell(TwinsReported(BOILER, (Twin("temp", Reported("21.5", "float", 9)), Twin("never"))))
-        async with app(port_of(one), "v/#") as local:
-            assert await local.hears("v/default/boiler-1/temp") == b"21.5"
-            assert await local.hears("v/default/boiler-1/old") == b"7"
-            await local.publish("w/default/boiler-1/temp", b"30")
-            await until(lambda: one.twin, "it is an update")
-            assert one.twin[0].topic == UPDATE
-            update = msgspec.json.decode(one.twin[0].payload)
-            assert update["twin"] == {"temp": {"expected": {"value": "30"}}}
-            result = {"event_id": update["event_id"], "timestamp": 1, "code": 404, "reason": "no such device"}
-            one.tell(f"{UPDATE}/result", msgspec.json.encode(result))
-            assert one.count("dropped_total", "edge", "write failed") == 1
-            await local.publish("w/default/boiler-1/temp", b"\xff")
-            await until(lambda: one.count("dropped_total", "edge", "malformed"), "no text")
-
-
 async def test_a_retained_command_is_not_done_at_every_connection(tmp_path: Path) -> None:
     rule = TopicRule(write="w/{namespace}/{device}/{property}")
     port = free_port()
     server = f"tcp://127.0.0.1:{port}"
     process = supervisor.BrokerProcess(
-        BrokerTarget("internal", server, "127.0.0.1", port, 1, False, "a", "b"), queue_size=100
+        BrokerTarget("internal", server, "127.0.0.1", port, 1, False, "a", "b"), queue_size=100, answers=lambda: True
     )
     task = asyncio.create_task(process.run(), name="broker under test")
     try:
@@ -218,6 +191,25 @@ async def test_a_broker_that_dies_comes_back_and_everything_goes_on(tmp_path: Pa
             await local.publish(UPDATE)
             await until(lambda: one.twin, "apps are heard")
         assert not psutil.pid_exists(first), "no zombie"
+
+
+async def test_a_broker_that_hangs_is_ended_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "ANSWER_S", 0.5)
+    monkeypatch.setattr(supervisor, "HANGS_AFTER_S", 3.0)
+    monkeypatch.setattr(supervisor, "STOP_S", 0.2)
+    async with world(config(), tmp_path) as one:
+        process = one.events._process
+        assert process is not None
+        first = process.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        one.tell("t", b"not acknowledged")
+        await until(lambda: process.pid not in (None, first), "another one")
+        assert not psutil.pid_exists(first)
+        await one.up()
+        second = process.pid
+        await asyncio.sleep(2 * supervisor.HANGS_AFTER_S / 4)
+        assert process.pid == second, "one that answers is left alone"
 
 
 async def test_while_the_port_is_taken_it_says_so_and_tries_again(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from paho.mqtt.client import topic_matches_sub
 
 from dmi import ConfigError, DeviceId, Reported
 from edgecore.config import TopicRule
-from edgecore.eventbus.rules import Publication, Rules, refusal_payload
+from edgecore.eventbus.outbox import Outgoing
+from edgecore.eventbus.rules import Rules, refusal_payload
 from edgecore.eventbus.topics import (
     DeviceTopic,
     destination,
@@ -141,10 +142,10 @@ def test_a_refusal_carries_the_event_id() -> None:
 
 def test_values_are_published_bare_or_as_json() -> None:
     bare = rules(TopicRule(publish="plant/{namespace}/{device}/{property}", qos=1, retain=True))
-    assert bare.publication(BOILER, "temp", VALUE) == Publication("plant/default/boiler-1/temp", b"21.5", 1, True)
+    assert bare.publication(BOILER, "temp", VALUE) == Outgoing("plant/default/boiler-1/temp", b"21.5", 1, True)
     full = rules(TopicRule(devices="default/*", publish="plant/{device}/{property}", payload="json"))
     made = full.publication(BOILER, "temp", Reported("21.5", "float", 5, "bad", "no reply"))
-    assert isinstance(made, Publication)
+    assert isinstance(made, Outgoing)
     assert msgspec.json.decode(made.payload) == {
         "value": "21.5",
         "type": "float",
@@ -154,6 +155,22 @@ def test_values_are_published_bare_or_as_json() -> None:
     }
     assert bare.publication(BOILER, "temp", Reported()) is None, "nothing was ever reported"
     assert full.publication(DeviceId("plant/x"), "temp", VALUE) is None, "no rule fits"
+
+
+def test_what_is_retained_can_be_cleared() -> None:
+    topic = "plant/{namespace}/{device}/{property}"
+    kept = rules(TopicRule(devices="default/*", publish=topic, qos=1, retain=True))
+    assert kept.clearance(BOILER, "temp") == Outgoing("plant/default/boiler-1/temp", b"", 1, True)
+    assert kept.clearance(BOILER, "a/b") is None
+    assert kept.clearance(DeviceId("plant/x"), "temp") is None
+    assert rules(TopicRule(publish=topic)).clearance(BOILER, "temp") is None, "the broker has nothing"
+
+
+def test_only_json_says_how_good_a_value_is() -> None:
+    topic = "plant/{namespace}/{device}/{property}"
+    assert rules(TopicRule(publish=topic, payload="json")).says_quality(BOILER)
+    assert not rules(TopicRule(publish=topic)).says_quality(BOILER)
+    assert not rules(TopicRule(payload="json")).says_quality(BOILER)
 
 
 @pytest.mark.parametrize("name", ("a/b", "a+", "#", "\0", ""))
@@ -172,17 +189,16 @@ def test_what_is_filled_in_is_read_back(namespace: str, device: str, name: str, 
         TopicRule(publish="v/{namespace}/d-{device}/{property}", write="w/{namespace}/d-{device}/{property}/set")
     )
     published = made.publication(DeviceId(f"{namespace}/{device}"), name, Reported(value, "string", 1))
-    if not isinstance(published, Publication):
+    if not isinstance(published, Outgoing):
         assert set(name) & set("/+#") or topic_problem(name)
         return
     topic = published.topic.replace("v/", "w/", 1) + "/set"
     assert matches(topic, made.filters[0])
-    write = made.write(topic, value.encode(), "rule-1")
+    write = made.write(topic, value.encode())
     assert write is not None
     assert write.topic == f"$hw/events/device/{namespace}/{device}/twin/update"
     update = msgspec.json.decode(write.payload)
     assert update["twin"] == {name: {"expected": {"value": value}}}
-    assert update["event_id"] == "rule-1"
 
 
 def test_a_write_counts_only_by_the_rule_of_its_device() -> None:
@@ -190,16 +206,16 @@ def test_a_write_counts_only_by_the_rule_of_its_device() -> None:
         TopicRule(devices="default/boiler-1", access="read"),
         TopicRule(devices="*", write="{namespace}/{device}/{property}/set"),
     )
-    assert made.write("default/boiler-1/temp/set", b"1", "e") is None, "its own rule has no write"
-    assert made.write("default/boiler-2/temp/set", b"1", "e") is not None
-    assert made.write("default/boiler-2/temp/get", b"1", "e") is None
+    assert made.write("default/boiler-1/temp/set", b"1") is None, "its own rule has no write"
+    assert made.write("default/boiler-2/temp/set", b"1") is not None
+    assert made.write("default/boiler-2/temp/get", b"1") is None
     with pytest.raises(UnicodeDecodeError):
-        made.write("default/boiler-2/temp/set", b"\xff", "e")
+        made.write("default/boiler-2/temp/set", b"\xff")
 
 
 def test_a_rule_of_one_device_needs_no_names_in_its_topic() -> None:
     made = rules(TopicRule(devices="default/boiler-1", write="boiler/{property}"))
-    write = made.write("boiler/temp", b"30", "e")
+    write = made.write("boiler/temp", b"30")
     assert write is not None
     assert write.topic == "$hw/events/device/default/boiler-1/twin/update"
 
@@ -246,5 +262,5 @@ def test_two_rules_may_share_one_template() -> None:
     shared = "{namespace}/{device}/{property}/set"
     made = rules(TopicRule(devices="a/*", write=shared, access="read"), TopicRule(devices="b/*", write=shared))
     assert made.filters == ("+/+/+/set",)
-    assert made.write("a/x/p/set", b"1", "e") is not None
-    assert made.write("c/x/p/set", b"1", "e") is None
+    assert made.write("a/x/p/set", b"1") is not None
+    assert made.write("c/x/p/set", b"1") is None

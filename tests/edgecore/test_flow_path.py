@@ -11,6 +11,7 @@ import pytest
 from dmi import DeviceId, Reported, Twin
 from dmi.client import EdgeCoreClient
 from mappers.sdk.uplink import Uplink
+from tests.edgecore.api_client import get, get_text
 from tests.edgecore.conftest import Edge
 from tests.edgecore.peers import FakeCloud, FakeMapper, device_object, model_object, object_message
 from tests.edgecore.test_flow_disk import no_larger_files
@@ -23,6 +24,7 @@ def test_an_edge_core_does_not_load_what_it_never_uses() -> None:
     unused = (
         "google.protobuf.text_format",
         "python_socks.async_.asyncio",
+        "_lzma",
         "aiomqtt",
         "edgecore.history.history",
         "yaml",
@@ -36,6 +38,48 @@ async def test_the_time_of_collection_arrives_as_the_mapper_gave_it(boiler: Fake
     await boiler.report(DEVICE, at_ms=COLLECTED_MS, temperature="21.5")
     twin = await cloud.until_value(DEVICE, "temperature", "21.5")
     assert twin["actual"]["metadata"]["timestamp"] == COLLECTED_MS
+
+
+async def test_an_unchanged_value_is_told_again_after_some_time_only(
+    boiler: FakeMapper, cloud: FakeCloud, tmp_path: Path
+) -> None:
+    """Neither written nor sent, and counted; what changes beside it goes at once."""
+
+    await boiler.report(DEVICE, at_ms=COLLECTED_MS, temperature="21.5")
+    await cloud.until_value(DEVICE, "temperature", "21.5")
+    for second in range(1, 9):
+        await boiler.report(DEVICE, at_ms=COLLECTED_MS + second * 1000, temperature="21.5")
+    await boiler.report(DEVICE, at_ms=COLLECTED_MS + 8500, setpoint="1")  # whatever was to be sent goes with it
+    await cloud.until_value(DEVICE, "setpoint", "1")
+    assert cloud.twins[DEVICE, "temperature"]["actual"]["metadata"]["timestamp"] == COLLECTED_MS
+    _, stored = await get(tmp_path / "edgecore.sock", f"/v1/devices/{DEVICE}")
+    assert [t["collected"] for t in stored["twins"] if t["property"] == "temperature"] == [COLLECTED_MS]
+    _, metrics = await get_text(tmp_path / "edgecore.sock", "/metrics")
+    assert 'kubetwin_edgecore_reports_total{what="twins",result="confirmed"} 8\n' in metrics
+    later_ms = COLLECTED_MS + 9000
+    await boiler.report(DEVICE, at_ms=later_ms, temperature="21.5")
+    await cloud.until(lambda: cloud.twins[DEVICE, "temperature"]["actual"]["metadata"]["timestamp"] == later_ms)
+
+
+async def test_on_a_full_node_what_is_said_again_counts_less_often(
+    monkeypatch: pytest.MonkeyPatch, edge: Edge, cloud: FakeCloud, tmp_path: Path
+) -> None:
+    del edge
+    clock_ms = COLLECTED_MS
+    monkeypatch.setattr("edgecore.devicetwin.intake.now_ms", lambda: clock_ms)
+    await cloud.put(model_object())
+    for number in range(200):  # so each may be confirmed every 20 s
+        await cloud.put(device_object(f"boiler-{number}"))
+    async with EdgeCoreClient(tmp_path / "dmi.sock") as client:
+        for second in (0, 10, 20):
+            clock_ms = COLLECTED_MS + second * 1000
+            await client.report_twins(DEVICE, [Twin("temperature", Reported("21.5", "float", clock_ms))])
+            await client.report_state(DEVICE, "online")
+    _, metrics = await get_text(tmp_path / "edgecore.sock", "/metrics")
+    for what, result, count in (
+        ("twins", "changed", 2), ("twins", "confirmed", 1), ("state", "changed", 2), ("state", "unchanged", 1)
+    ):  # fmt: skip
+        assert f'kubetwin_edgecore_reports_total{{what="{what}",result="{result}"}} {count}\n' in metrics
 
 
 async def test_a_report_larger_than_a_call_arrives_in_parts(edge: Edge, cloud: FakeCloud, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import logging
 import os
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,8 @@ from dmi import DeviceId, Reported, Twin
 from edgecore.bus import Bus, ObjectChange, ObjectsChanged, TwinsReported
 from edgecore.config import HistoryConfig
 from edgecore.history import History, history, open_history
+from edgecore.history.file import HistoryFile
+from edgecore.history.points import Point
 from edgecore.metrics import Metrics
 from edgecore.store import Database, StoredObject, open_database, put_object
 from tests.edgecore.peers import DEADLINE_S, device_object
@@ -151,6 +154,38 @@ async def test_what_is_of_no_device_goes_at_the_start_and_when_it_goes(world: Wo
         await world.until(lambda: not kept._forgotten)
         assert await values(kept) == []
         world.report("3", name="mode")  # a new device of its name, with the value the old one had
+        assert await values(kept) == ["3"]
+
+
+async def test_a_property_that_went_while_nothing_could_be_written_and_came_again_begins_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def declare(*names: str) -> None:
+        body = msgspec.json.encode(device_object("pump", properties=names))
+        await world.bus.publish(ObjectsChanged((ObjectChange("device", "default", "pump", body),)))
+
+    append, failed, go_on = HistoryFile.append, threading.Event(), threading.Event()
+
+    def failing(self: HistoryFile, points: Iterable[Point], *, now_ms: int) -> None:
+        if go_on.is_set():
+            return append(self, points, now_ms=now_ms)
+        failed.set()
+        go_on.wait(DEADLINE_S)
+        raise OSError("the disk does not want")
+
+    async with world.keeping() as kept:
+        for name in ("speed", "mode"):
+            world.report("1", name=name)
+        await world.until(lambda: world.counted("points_total") == 2)
+        monkeypatch.setattr(HistoryFile, "append", failing)
+        world.report("2", name="mode", at=NOW + 1)
+        await declare("mode")
+        await world.until(failed.is_set)
+        await declare("mode", "speed")
+        world.report("3", at=NOW + 2)
+        await declare("speed")
+        go_on.set()
+        await world.until(lambda: world.counted("points_total") == 3)
         assert await values(kept) == ["3"]
 
 

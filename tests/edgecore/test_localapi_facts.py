@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from cloudedge.certificates import mint
-from cloudedge.facts import MAX_VALUE_CHARS, DeviceFacts
+from cloudedge.facts import MAX_VALUE_CHARS, DeviceFacts, spec_digest
 from cloudedge.message import now_ms
 from dmi import DeviceId, DmiError, Reported, Twin
 from edgecore.config import DatabaseConfig, EdgeCoreConfig, WebSocketConfig
@@ -63,13 +63,17 @@ async def test_all_is_well(boiler: FakeMapper, cloud: FakeCloud, facts: Facts) -
         )
     )
     assert (found.node, found.device, found.declared, found.problem) == (NODE, BOILER, True, "")
-    assert found.declared_version == cloud.objects[f"Device/{BOILER}"]["metadata"]["resourceVersion"]
+    declared = cloud.objects[f"Device/{BOILER}"]
+    assert found.declared_version == declared["metadata"]["resourceVersion"]
+    assert found.spec_digest == spec_digest(declared["spec"]) != found.model_digest
+    assert found.model_digest == spec_digest(model_object()["spec"])
     assert (found.protocol, found.model, found.state) == ("modbus", "default/boiler", "online")
     assert (found.cloud_connected, found.cloud_trouble, found.store_trouble, found.refused) == (True, "", "", ())
     assert all(map(recent, (found.now_ms, found.last_report_ms, found.last_state_ms, found.state_since_ms)))
     mapper = found.mapper
     assert mapper is not None
     assert (mapper.name, mapper.protocol, mapper.answering, mapper.refusal) == ("mapper-1", "modbus", True, "")
+    assert mapper.trouble == ""
     assert recent(mapper.registered_ms)
     assert found.other_mappers == ("modbus/mapper-1",)
     temperature, setpoint = found.properties["temperature"], found.properties["setpoint"]
@@ -108,6 +112,7 @@ async def test_the_mapper_is_away(edge: Edge, cloud: FakeCloud, mapper: FakeMapp
         await facts(lambda f: f.mapper and f.mapper.answering)
     found = await facts(lambda f: f.mapper and not f.mapper.answering)
     assert found.mapper is not None
+    assert found.mapper.trouble.startswith("mapper mapper-1 is gone: ")
     assert recent(found.mapper.away_since_ms)
 
 

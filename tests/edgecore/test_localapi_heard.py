@@ -84,9 +84,9 @@ def test_unconfirmed_since_the_first_try() -> None:
     outbox.restart([Key(PUMP, "twins")])  # another connection
     send(outbox, "m3", 40.0)
     assert outbox.unconfirmed_since(PUMP) == 10.0
-    assert outbox.confirmed("m1") is None
+    assert outbox.confirmed("m1", 1.0) is None
     assert outbox.unconfirmed_since(PUMP) == 10.0
-    assert outbox.confirmed("m3")
+    assert outbox.confirmed("m3", 1.0)
     assert outbox.unconfirmed_since(PUMP) is None
 
 

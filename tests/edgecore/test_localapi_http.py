@@ -271,6 +271,27 @@ async def test_metrics_are_prometheus_text(edge: Edge, boiler: FakeMapper, api: 
     assert len(dict(kinds)) == len(kinds)
 
 
+async def test_calls_to_mappers_are_counted(edge: Edge, boiler: FakeMapper, cloud: FakeCloud, api: Path) -> None:
+    boiler.refusing = "no such register"
+    await cloud.put(device_object("boiler-2"))
+    await cloud.until_state("default/boiler-2", "unhealthy")
+    boiler.refusing = ""
+    await boiler.until_device("boiler-2")
+    await cloud.delete("Device", "default", "boiler-2")
+    await boiler.until(lambda: ("remove", "default/boiler-2") in boiler.calls)
+    calls = r'^kubetwin_edgecore_mapper_calls_total\{rpc="(\w+)",mapper="modbus/mapper-1",outcome="(\w+)"\} (\d+)$'
+    async with asyncio.timeout(10):
+        while True:
+            _, text = await get_text(api, "/metrics")
+            counted = {(rpc, how): int(count) for rpc, how, count in re.findall(calls, text, re.MULTILINE)}
+            if ("RemoveDevice", "ok") in counted:  # it is counted once the answer is here
+                break
+            await asyncio.sleep(0.02)
+    assert counted[("RegisterDevice", "refused")] >= 1
+    assert counted[("UpdateDevice", "ok")] == 1  # tried again, for it may have taken it
+    assert counted[("RemoveDevice", "ok")] == 1
+
+
 @given(st.text(max_size=40))
 def test_parameters_never_fail_in_another_way(text: str) -> None:
     for read in (

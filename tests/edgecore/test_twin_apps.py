@@ -11,7 +11,7 @@ import pytest
 from cloudedge import new_message
 from cloudedge.message import now_ms
 from dmi import Desired, DeviceId, NodeName, Reported, Twin
-from edgecore.bus import Bus, TwinsReported
+from edgecore.bus import Bus, TwinsGone, TwinsReported
 from edgecore.devicetwin import apps as apps_module
 from edgecore.devicetwin.publisher import TwinPublisher
 from edgecore.store import StateRow, TwinRow
@@ -247,8 +247,13 @@ async def test_an_unwritable_store_answers_500(apps: Apps, monkeypatch: pytest.M
 async def test_many_at_once_are_all_done(apps: Apps, cloud: FakeCloud) -> None:
     count = 1000
     async with asyncio.timeout(DEADLINE_S):
-        for i in range(count):
-            await apps.say(UPDATE, {"event_id": str(i), "twin": {"setpoint": {"actual": {"value": str(i)}}}})
+        for first in range(0, count, 100):
+            await asyncio.gather(
+                *(
+                    apps.say(UPDATE, {"event_id": str(i), "twin": {"setpoint": {"actual": {"value": str(i)}}}})
+                    for i in range(first, first + 100)
+                )
+            )
     heard = await apps.hear(2 * count)
     results = [content["event_id"] for topic, content in heard if topic == RESULT]
     assert results == [str(i) for i in range(count)]
@@ -256,7 +261,7 @@ async def test_many_at_once_are_all_done(apps: Apps, cloud: FakeCloud) -> None:
 
 
 @pytest.fixture
-def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_graces(patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgecore.devicetwin.mappers.NO_MAPPER_GRACE_S", 0.3)
     monkeypatch.setattr("edgecore.devicetwin.lease.LEASE_S", 1.0)
 
@@ -267,13 +272,43 @@ async def test_an_app_can_stand_for_a_mapper(
     """A device without a mapper is unknown, until an app says how it is; and what a mapper says counts more."""
     state = (await cloud.until_state("default/boiler-1", "unknown"))["reason"]
     assert "no mapper" in state
-    ((_, content),) = await apps.ask(f"{DEVICE}/state/update", {"event_id": "s", "state": "online"})
+    ((_, content),) = await apps.hear(1)
+    assert content["device"] == {"name": "boiler-1", "state": "unknown", "reason": state}
+    _, (_, content) = await apps.ask(f"{DEVICE}/state/update", {"event_id": "s", "state": "online"}, 2)
     assert content["device"] == {"name": "boiler-1", "state": "online", "lastOnlineTime": TIME}
     await cloud.until_state("default/boiler-1", "online")
     async with mapper.running():
         await mapper.client.report_state(DeviceId("default/boiler-1"), "unhealthy")
         await cloud.until_state("default/boiler-1", "unhealthy")
     await cloud.until_state("default/boiler-1", "unknown")
+    results = [event.payload for event in apps.heard if event.topic == f"{DEVICE}/state/update/result"]
+    heard = [json.loads(payload)["device"] for payload in results]
+    assert [said["state"] for said in heard][-2:] == ["unhealthy", "unknown"], (
+        "apps hear what edge core finds out itself"
+    )
+    assert "mapper" in heard[-1]["reason"]
+    assert {one.device for one in apps.shown} == {"default/boiler-1"}
+    assert len({one.since_ms for one in apps.shown}) >= 3, "each state has its own time"
+
+
+async def test_a_request_is_stored_and_answered_when_it_counts_as_taken(apps: Apps) -> None:
+    """Until then a broker keeps it."""
+    await apps.say(UPDATE, {"event_id": "e", "twin": {"label": {"actual": {"value": "a"}}}})
+    assert [event.topic for event in apps.heard] == [RESULT, DOCUMENT]
+
+
+async def test_values_that_are_no_more_are_told(apps: Apps, cloud: FakeCloud) -> None:
+    device = DeviceId("default/boiler-1")
+    await apps.say(UPDATE, {"twin": {name: {"actual": {"value": "1"}} for name in ("label", "big", "raw")}})
+    await apps.say(UPDATE, {"twin": {"label": None}})
+    assert apps.gone == [TwinsGone(device, ("label",))]
+    await cloud.put(device_object(properties=["label", "big"]), "update")
+    await apps.until_gone(2)
+    assert apps.gone[1].device == device
+    assert set(apps.gone[1].names) == TYPES.keys() - {"label", "big"}
+    await cloud.delete("Device", "default", "boiler-1")
+    await apps.until_gone(3)
+    assert apps.gone[2] == TwinsGone(device, ("label", "big"))
 
 
 def test_a_silent_bus_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

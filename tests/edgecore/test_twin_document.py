@@ -1,10 +1,12 @@
 """The document model by itself: updates, syncs, deletions and versions."""
 
+import json
 from collections.abc import Mapping
 
 import pytest
+from msgspec.structs import replace
 
-from dmi import Desired, Reported, Twin
+from dmi import Desired, DeviceId, Reported, Twin
 from edgecore.devicetwin.document import (
     CONFIRM_MS,
     MAX_VALUE_BYTES,
@@ -16,6 +18,8 @@ from edgecore.devicetwin.document import (
     update,
 )
 from edgecore.devicetwin.merge import merge_twins
+from edgecore.devicetwin.messages import twin_view
+from edgecore.devicetwin.mqtt_payloads import delta_of
 from edgecore.store import TwinRow
 
 NOW = 1_700_000_000_000
@@ -165,6 +169,29 @@ def test_a_mapper_revives_too_with_what_is_newer() -> None:
     assert row.twin == Twin("p", Reported("1", "int", NOW + 1))
     (row,) = merge_twins(rows, [Twin("p", Reported("1"))], TYPES, now_ms=NOW + 9)  # a Go mapper gives no time
     assert row.twin.reported == Reported("1", "int", NOW + 9)
+
+
+def test_an_order_outlives_the_deletion_by_an_app() -> None:
+    order = Twin("p", Reported("1", "int", NOW - 9), Desired("2", "int", NOW - 99, "pending"))
+    (row,) = merge_twins({}, [order], TYPES, now_ms=NOW - 9)
+    rows = put({"p": row}, p=TwinChange(deleted=True))
+    assert delta(rows) == {}, "a deleted twin differs from nothing"
+    other = delta_of(DeviceId("n/d"), put(rows, q=TwinChange(expected="1")))
+    assert other is not None
+    assert json.loads(other.payload)["twin"].keys() == {"q"}
+    assert twin_view(rows["p"]) == {"optional": True, "metadata": {"type": "deleted"}}
+    (back,) = merge_twins(rows, [replace(order, reported=Reported("1", "int", NOW + 1))], TYPES, now_ms=NOW + 9)
+    wish = back.twin.desired
+    assert (wish.value, wish.write) == ("2", "pending")
+    assert wish.updated_ms >= rows["p"].twin.reported.collected_ms, (
+        "the cloud has the time of the deletion, and takes nothing older"
+    )
+    assert put(put({"p": row}, p=TwinChange(deleted=True)), p=TwinChange(actual="3"))["p"].twin.desired == wish
+
+
+def test_the_wish_of_an_app_does_not_outlive_it() -> None:
+    rows = put(put({}, p=TwinChange(expected="2", actual="1")), p=TwinChange(deleted=True))
+    assert put(rows, p=TwinChange(actual="1"))["p"].twin.desired == Desired()
 
 
 def test_a_mapper_counts_the_side_it_changes() -> None:

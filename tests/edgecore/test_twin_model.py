@@ -6,7 +6,7 @@ import sqlite3
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dmi import DeviceId, Reported, Twin
+from dmi import Desired, DeviceId, Reported, Twin
 from edgecore.devicetwin.document import CONFIRM_MS, Refused, TwinChange, Version, cloud_updated, update
 from edgecore.devicetwin.merge import merge_twins
 from edgecore.store import TwinRow, acknowledge_twins, get_twins, keep_properties, put_twins
@@ -34,14 +34,24 @@ class _Known:
     cloud: tuple[str | None, str | None] | None = None
     """What the cloud has; None: it does not know the property."""
 
+    ordered: bool = False
+    """What is expected is the mapper's order."""
+    order: str | None = None
+    """That of a deleted twin."""
+
     def clear(self, now: int) -> None:
+        self.order = self.expected if self.ordered else None
         self.expected = self.actual = None
         self.expected_at, self.actual_at = max(now, self.expected_at), max(now, self.actual_at)
+        if self.order is not None:
+            self.expected_at = max(self.expected_at, self.actual_at)
         self.there = False
 
     def revive(self) -> None:
         if not self.there:
-            self.there, self.expected_at, self.actual_at = True, 0, 0
+            self.there, self.expected, self.actual_at = True, self.order, 0
+            if self.order is None:
+                self.expected_at, self.ordered = 0, False
 
 
 DEVICE = DeviceId("n/d")
@@ -60,6 +70,8 @@ class TwinsOfADevice(RuleBasedStateMachine):
         self.now = NOW
         self.types = {"p": "string", "q": "string", "s": "string"}
         self.known: dict[str, _Known] = {}
+        self.orders: dict[str, Desired] = {}
+        """What the mapper repeats with each report."""
 
     def teardown(self) -> None:
         if hasattr(self, "db"):
@@ -95,7 +107,7 @@ class TwinsOfADevice(RuleBasedStateMachine):
             return
         known.revive()
         if expected is not None and (expected != known.expected):
-            known.expected, known.expected_at = expected, self.now
+            known.expected, known.expected_at, known.ordered = expected, self.now, False
             known.expected_version = (known.expected_version[0], known.expected_version[1] + 1)
         if actual is not None and (actual != known.actual or self.now - known.actual_at >= CONFIRM_MS):
             known.actual, known.actual_at = actual, self.now
@@ -124,13 +136,31 @@ class TwinsOfADevice(RuleBasedStateMachine):
     def mapper_reports(self, name: str, value: str, age: int) -> None:
         self.now += 1
         at = self.now - age
-        report = Twin(name, Reported(value, "string", at))
+        self.expect_reported(name, value, at)
+
+    @rule(name=NAMES, value=st.sampled_from(["1", "2", "9"]))
+    def mapper_has_a_new_order(self, name: str, value: str) -> None:
+        self.now += 1
+        self.orders[name] = Desired(value, "string", self.now)
+        self.expect_reported(name, value, self.now)
+
+    def expect_reported(self, name: str, value: str, at: int) -> None:
+        order = self.orders.get(name, Desired())
+        report = Twin(name, Reported(value, "string", at), order)
         put_twins(self.db, DEVICE, merge_twins(self.stored(), [report], self.types, now_ms=self.now))
         known = self.known.setdefault(name, _Known())
-        if at >= known.actual_at and (value, at) != (known.actual, known.actual_at):
+        is_read = at >= known.actual_at and (value, at) != (known.actual, known.actual_at)
+        wished = (known.expected if known.there else known.order, known.expected_at)
+        is_wished = bool(order.value) and order.updated_ms >= known.expected_at
+        is_wished = is_wished and (order.value, order.updated_ms) != wished
+        if is_read or is_wished:
             known.revive()
+        if is_read:
             known.actual, known.actual_at = value, at
             known.actual_version = (known.actual_version[0], known.actual_version[1] + 1)
+        if is_wished:
+            known.expected, known.expected_at, known.ordered = order.value, order.updated_ms, True
+            known.expected_version = (known.expected_version[0], known.expected_version[1] + 1)
 
     @rule(name=NAMES, value=st.sampled_from(["1", "9"]), cloud=COUNTS, edge=COUNTS)
     def cloud_syncs(self, name: str, value: str, cloud: int, edge: int) -> None:
@@ -146,7 +176,7 @@ class TwinsOfADevice(RuleBasedStateMachine):
         known = self.known.setdefault(name, _Known())
         known.revive()
         if value != known.expected:
-            known.expected, known.expected_at = value, self.now
+            known.expected, known.expected_at, known.ordered = value, self.now, False
         known.expected_version = (cloud, edge)
         if known.cloud is not None:
             known.cloud = (value, known.cloud[1])

@@ -16,10 +16,9 @@ from tests.kubetwin.why_world import FACTS, NOW, edge_half, evidence, facts, wit
 
 PAGE = (DOCS / "why.md").read_text()
 UNSENT = {name: msgspec.structs.replace(p, unsent=True) for name, p in FACTS.properties.items()}
+GONE = "mapper modbus-mapper is gone: nobody answers at /run/m.sock, which it left behind; start it again"
 KILLED = msgspec.structs.replace(
-    with_mapper(answering=False, away_since_ms=NOW - 3000),
-    state="unknown",
-    state_reason="mapper modbus-mapper is gone: nobody answers at /run/m.sock, which it left behind; start it again",
+    with_mapper(answering=False, away_since_ms=NOW - 3000, trouble=GONE), state="unknown", state_reason=GONE
 )
 CUT_OFF = facts(
     cloud_connected=False, cloud_trouble="connection refused", cloud_since_ms=NOW - 4000, properties=UNSENT

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cloudedge.queries import NODE_SILENT
 from kubetwin.apiserver import ApiServer
 from kubetwin.kubectl import Kubectl, kubectl_path
 from kubetwin.why import StepNumber, Verdict, local
@@ -116,6 +117,14 @@ def stock_status() -> dict[str, Any]:
     return typed("DeviceStatus", {"metadata": {"name": "boiler-1"}, "spec": {}, **status(extensions=None)})
 
 
+def nobodys() -> list[dict[str, Any]]:
+    """Device and DeviceModel that no driver here has an opinion on."""
+    any_protocol = model()
+    del any_protocol["spec"]["protocol"]
+    line = device(protocol={"protocolName": "line", "configData": {}})
+    return [typed("Device", line), typed("DeviceModel", any_protocol)]
+
+
 def state_of(verdict: Verdict, number: StepNumber) -> str:
     return verdict.steps[number - 1].state
 
@@ -124,6 +133,17 @@ def state_of(verdict: Verdict, number: StepNumber) -> str:
 async def world(tmp_path: Path) -> AsyncIterator[TwinWorld]:
     async with twin_world(tmp_path) as world:
         yield world
+
+
+async def answer(world: TwinWorld, said: dict[str, Any]) -> None:
+    """Play CloudCore for one question."""
+    while True:
+        extensions = (await world.kubectl.get("devicestatuses", "default", "boiler-1"))["status"]["extensions"]
+        for id_, question in (extensions.get("queries") or {}).items():
+            assert question["ask"] == "path"
+            await world.report("boiler-1", extensions={"queries": {id_: {"answer": {**said, "answered_ms": 1}}}})
+            return
+        await asyncio.sleep(0.05)
 
 
 async def look(world: TwinWorld) -> Verdict:
@@ -138,6 +158,17 @@ async def test_an_api_without_kubeedge(tmp_path: Path) -> None:
     assert "kubetwin crds" in verdict.todo
 
 
+async def test_definitions_without_device_statuses(world: TwinWorld) -> None:
+    """As a cluster has them that was set up before KubeEdge 1.23."""
+    await world.apply(*nobodys())
+    await world.run("delete", "crd", "devicestatuses.devices.kubeedge.io")
+    verdict = await look(world)
+    assert (verdict.exit_code, "does not serve devicestatuses" in verdict.summary) == (16, True), verdict.summary
+    await world.run("delete", "crd", "devicemodels.devices.kubeedge.io")
+    verdict = await look(world)
+    assert (verdict.exit_code, "does not serve devicemodels" in verdict.summary) == (13, True), verdict.summary
+
+
 async def test_a_stock_cloudcore(world: TwinWorld) -> None:
     await world.apply(typed("Device", device()), typed("DeviceModel", model()), stock_status())
     verdict = await look(world)
@@ -150,10 +181,7 @@ async def test_a_stock_cloudcore(world: TwinWorld) -> None:
 
 
 async def test_no_cloudcore_at_all(world: TwinWorld) -> None:
-    nobodys = device(protocol={"protocolName": "line", "configData": {}})  # no driver here has an opinion on it
-    any_protocol = model()
-    del any_protocol["spec"]["protocol"]
-    await world.apply(typed("Device", nobodys), typed("DeviceModel", any_protocol))
+    await world.apply(*nobodys())
     began = time.monotonic()
     verdict = await look(world)
     assert verdict.exit_code == 16
@@ -167,19 +195,18 @@ async def test_a_node_that_answers_through_the_status(world: TwinWorld) -> None:
     version = json.loads(await world.run("get", "device", "boiler-1", "-o", "json"))["metadata"]["resourceVersion"]
     facts = msgspec.structs.replace(FACTS, declared_version=version, now_ms=time.time_ns() // 1_000_000 + 90_000)
 
-    async def answer() -> None:
-        while True:
-            extensions = (await world.kubectl.get("devicestatuses", "default", "boiler-1"))["status"]["extensions"]
-            for id_, question in (extensions.get("queries") or {}).items():
-                assert question["ask"] == "path"
-                said = {"result": msgspec.to_builtins(facts), "answered_ms": 1}
-                await world.report("boiler-1", extensions={"queries": {id_: {"answer": said}}})
-                return
-            await asyncio.sleep(0.05)
-
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(answer())
+        tasks.create_task(answer(world, {"result": msgspec.to_builtins(facts)}))
         verdict = await look(world)
     assert {step.state for step in verdict.steps} == {"ok"}, verdict.summary
     assert verdict.clock_ahead_s == pytest.approx(90, abs=5)
     assert any("ahead" in note for note in verdict.notes)
+
+
+async def test_a_node_that_hangs_behind_its_connection(world: TwinWorld) -> None:
+    await world.apply(typed("Device", device()), typed("DeviceModel", model()), stock_status())
+    await world.report("boiler-1", extensions={"summary": "temperature=21.5"})
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(answer(world, {"error": "its edge core did not answer", "reason": NODE_SILENT}))
+        verdict = await look(world)
+    assert (verdict.exit_code, "its edge core did not answer" in verdict.summary) == (17, True), verdict.summary

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudedge.facts import DeviceFacts, MapperFacts, PropertyFacts, RefusedReport
+from cloudedge.facts import DeviceFacts, MapperFacts, PropertyFacts, RefusedReport, spec_digest
+from cloudedge.queries import NODE_AWAY, NODE_SILENT
 from kubetwin.why import StepNumber
 from kubetwin.why.evidence import ApiEnd, CloudEnd, EdgeEnd, Evidence
 from kubetwin.why.render import render
@@ -17,6 +18,7 @@ from kubetwin.why.steps import TITLES
 from kubetwin.why.walk import walk
 from tests.kubetwin.why_world import (
     FACTS,
+    NODE,
     NOW,
     api,
     cloud_half,
@@ -52,7 +54,18 @@ def test_a_path_that_is_well_has_no_broken_step(given: Evidence) -> None:
     ("number", "says", "given"),
     (
         named("api away", StepNumber.API, "refused", evidence(api=ApiEnd(trouble="connection refused"))),
-        named("no crds", StepNumber.DEVICE, "not serve", evidence(api=api(device=None, kind_missing="does not serve"))),
+        named(
+            "no Devices served", StepNumber.DEVICE, "not serve devices",
+            evidence(api=api(device=None, kinds_missing=frozenset({"devices"}))),
+        ),
+        named(
+            "no DeviceModels served", StepNumber.MODEL, "not serve devicemodels",
+            evidence(api=api(model=None, kinds_missing=frozenset({"devicemodels"}))),
+        ),
+        named(
+            "no DeviceStatuses served", StepNumber.CLOUDCORE, "not serve devicestatuses",
+            cloud_half(api=api(status=None, kinds_missing=frozenset({"devicestatuses"})), cloud=CloudEnd(absent="x")),
+        ),
         named("no device", StepNumber.DEVICE, "no Device 'boiler-1'", evidence(api=api(device=None, model=None))),
         named("no model", StepNumber.MODEL, "no DeviceModel 'boiler'", evidence(api=api(model=None))),
         named("no ref", StepNumber.MODEL, "is empty", evidence(api=api(device=device(deviceModelRef={"name": ""})))),
@@ -78,7 +91,11 @@ def test_a_path_that_is_well_has_no_broken_step(given: Evidence) -> None:
         ),
         named(
             "node away", StepNumber.LINK, "not connected",
-            evidence(cloud=CloudEnd(error='node "edge-1" is not connected to CloudHub'), edge=EdgeEnd(absent="x")),
+            evidence(cloud=CloudEnd(error="not connected", reason=NODE_AWAY), edge=EdgeEnd(absent="x")),
+        ),
+        named(
+            "edge core hangs", StepNumber.LINK, "did not answer within 5 s",
+            evidence(cloud=CloudEnd(error="did not answer within 5 s", reason=NODE_SILENT), edge=EdgeEnd(absent="x")),
         ),
         named(
             "edge cut off", StepNumber.LINK, "certificate expired",
@@ -90,13 +107,22 @@ def test_a_path_that_is_well_has_no_broken_step(given: Evidence) -> None:
         ),
         named("disk full", StepNumber.STORE, "disk is full", evidence(facts=facts(store_trouble="disk is full"))),
         named("not at the edge", StepNumber.KNOWN, "has no Device", evidence(facts=facts(declared=False))),
-        named("older at the edge", StepNumber.KNOWN, "set-point", evidence(
-            facts=facts(declared_version="9", properties={"temperature": FACTS.properties["temperature"]}),
-        )),
+        named(
+            "older at the edge", StepNumber.KNOWN, "version 9; 12 at the API asks for something else",
+            evidence(facts=facts(declared_version="9", spec_digest=spec_digest({"nodeName": NODE}))),
+        ),
+        named(
+            "older model at the edge", StepNumber.KNOWN, "another DeviceModel",
+            evidence(facts=facts(model_digest=spec_digest({"protocol": "modbus"}))),
+        ),
         named("no mapper", StepNumber.MAPPER, "protocol 'modbus'", evidence(facts=facts(mapper=None))),
         named(
             "mapper killed", StepNumber.ANSWERING, "does not answer",
             evidence(facts=with_mapper(answering=False, away_since_ms=NOW - 3000)),
+        ),
+        named(
+            "mapper hangs", StepNumber.ANSWERING, "it hangs",
+            evidence(facts=with_mapper(answering=False, away_since_ms=NOW - 3000, trouble="it hangs")),
         ),
         named("mapper refuses", StepNumber.TAKEN, "no such unit", evidence(facts=with_mapper(refusal="no such unit"))),
         named("not handed over", StepNumber.TAKEN, "newer", evidence(facts=with_mapper(handed="pending"))),
@@ -293,7 +319,8 @@ def objects(good: dict[str, Any]) -> st.SearchStrategy[Any]:
 evidences = st.builds(
     Evidence, namespace=st.just("default"), name=st.just("boiler-1"), now_ms=times,
     api=st.builds(
-        ApiEnd, absent=texts, trouble=texts, server=texts, device=objects(device()), kind_missing=texts,
+        ApiEnd, absent=texts, trouble=texts, server=texts, device=objects(device()),
+        kinds_missing=st.frozensets(st.sampled_from(("devices", "devicemodels", "devicestatuses"))),
         model=objects(model()), model_trouble=texts, status=objects(status()), status_trouble=texts,
     ),
     cloud=st.builds(

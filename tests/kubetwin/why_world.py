@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from cloudedge.facts import DeviceFacts, MapperFacts, PropertyFacts
+from cloudedge.facts import DeviceFacts, MapperFacts, PropertyFacts, spec_digest
 from kubetwin.why.evidence import ApiEnd, CloudEnd, EdgeEnd, Evidence
 
 NOW = 1_790_000_000_000
@@ -79,6 +79,8 @@ FACTS = DeviceFacts(
     cloud_url="wss://cloud:10000",
     cloud_connected=True,
     cloud_since_ms=NOW - 60_000,
+    spec_digest=spec_digest(_DEVICE["spec"]),
+    model_digest=spec_digest(_MODEL["spec"]),
     mapper=MAPPER,
     other_mappers=("modbus/modbus-mapper",),
     last_report_ms=NOW - 500,
