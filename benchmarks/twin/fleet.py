@@ -65,12 +65,13 @@ async def _load(
     watch = await asyncio.to_thread(StatusWatch, Path(demo.summary["kubeconfig"]))
     cpu = {p: cpu_seconds(demo.pid(p)) for p in PROCESSES}
     started = time.monotonic()
-    second = 0
+    second, reports = 0, 0
     while time.monotonic() - started < seconds:
         second += 1
         values = {p: f"{second}.{i}" for i, p in enumerate(properties)}
         # What does not change is confirmed in turns, as mappers spread their cycles.
         confirmed = [d for i, d in enumerate(devices) if i % CONFIRM_S == second % CONFIRM_S]
+        reports += len(changing) + len(confirmed)
         await _spread_over_a_second(started + second, reporter, changing, values, confirmed)
     elapsed = time.monotonic() - started
     used = {p: cpu_seconds(demo.pid(p)) - cpu[p] for p in PROCESSES}
@@ -81,6 +82,7 @@ async def _load(
         figure(f"{prefix}.cpu.{process}", amount / elapsed * 100, "percent_of_a_core")
         figure(f"{prefix}.rss.{process}", rss_mib(demo.pid(process)) * 1.048576, "MB")
     figure(f"{prefix}.cpu.together", sum(used.values()) / elapsed * 100, "percent_of_a_core")
+    figure(f"{prefix}.reports", reports / elapsed, "1/s")
     figure(f"{prefix}.writes", watch.writes / elapsed, "1/s")
     figure(f"{prefix}.collected_to_watch.p50", percentile(watch.ages_ms, 0.5), "ms")
     figure(f"{prefix}.collected_to_watch.p99", percentile(watch.ages_ms, 0.99), "ms")

@@ -184,7 +184,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+            raise sqlite3.DatabaseError(" ".join(verdict.split()))  # it has several lines
         migrate(db)
     except BaseException:
         db.close()
