@@ -39,12 +39,12 @@ def run(seconds: float) -> None:
 async def _run(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with edge_process(folder / "first"):
-            pass  # leaves its bytecode
+        bus = EventBusConfig(enable=True)  # no broker there: it tries for ever
+        async with edge_process(folder / "first", event_bus=bus):
+            await asyncio.sleep(SETTLE_S)  # leaves the bytecode of all that is imported below
         async with edge_process(folder / "idle") as edge:
             await asyncio.sleep(SETTLE_S)
             figure("memory.edgecore.idle", rss_mb(edge.pid), "MB")
-        bus = EventBusConfig(enable=True)  # no broker there: it tries for ever
         async with edge_process(folder / "eventbus", event_bus=bus) as edge:
             await asyncio.sleep(SETTLE_S)
             figure("memory.edgecore.idle_with_eventbus", rss_mb(edge.pid), "MB")

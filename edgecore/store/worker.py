@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 BATCH_JOBS: Final = 512
 BATCH_EVERY_S: Final = 0.02
 SOONEST_S: Final = 0.015
-QUIET_S: Final = 0.002
+QUIET_S: Final = 0.001
 """Nothing came for so long: nobody comes any more."""
 LOAD_JOBS: Final = 4.0
 """More jobs than this in a transaction, on the average of the last few, is load."""

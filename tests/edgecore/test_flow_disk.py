@@ -132,14 +132,36 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+def fill(disk: Path) -> Path:
+    """The file that takes all the room there is."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+    return ballast
+
+
+@pytest.mark.usefixtures("probing")
+async def test_a_disk_that_is_full_already(disk: Path) -> None:
+    """As after a restart: what is in the file is there, and what comes is kept in memory until there is room."""
+    async with open_database(disk / "e.db") as database:
+        await put(database, "before")
+    ballast = fill(disk)
+    async with open_database(disk / "e.db") as database:
+        assert await value_of(database) == "before"
+        await put(database, "during " + "x" * 20_000)
+        assert "full" in database.trouble
+        ballast.unlink()
+        await until(lambda: not database.trouble)
+    async with open_database(disk / "e.db") as database:
+        assert (await value_of(database)).startswith("during")
+
+
 @pytest.mark.usefixtures("probing")
 async def test_a_full_disk(disk: Path) -> None:
     async with open_database(disk / "e.db") as database:
         await put(database, "before")
-        ballast = disk / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 4096)
+        ballast = fill(disk)
         await put(database, "during " + "x" * 20_000)
         assert "full" in database.trouble
         ballast.unlink()
