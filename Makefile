@@ -11,13 +11,13 @@ PYTEST_WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 # Servers that the data plane's tests run against.
 PROGRAMS := curl mosquitto redis-server mariadb-server
 
-.PHONY: demo test test-slow test-programs test-matrix reference lint check bench proto clean
+.PHONY: demo test test-slow test-programs test-faults test-matrix reference lint check bench proto clean
 
 demo: $(VENV)/installed ## the whole path on one machine; pass options as ARGS="--seconds 60"
 	$(BIN)/kubetwin demo $(ARGS)
 
 test: $(VENV)/installed ## unit and end-to-end tests
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow and not programs" $(ARGS)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow and not programs and not faults" $(ARGS)
 
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/pytest -m slow --timeout 900 $(ARGS)
@@ -26,6 +26,9 @@ test-programs: $(VENV)/installed ## the data plane against Debian's servers, whi
 	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(PROGRAMS) >/dev/null 2>&1; then \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(PROGRAMS); fi
 	$(BIN)/pytest -m programs $(ARGS)
+
+test-faults: $(VENV)/installed ## the cloud-edge channel under cuts, kills, delays and lies: minutes
+	$(BIN)/pytest -m faults --timeout 900 tests/faults $(ARGS)
 
 test-matrix: $(VENV)/installed ## every one of the 720 orders of killing and starting the six parts: an hour
 	KUBETWIN_MATRIX=all $(BIN)/pytest -m slow --timeout 900 tests/e2e/test_restart_matrix.py $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import platform
 import subprocess
@@ -23,6 +24,11 @@ BENCHMARKS: Final = {
     "twin.fleet": "1,000 devices x 10 properties at 1 s, a tenth changing: lost, late, CPU",
     "twin.overload": "far more reports than can be taken: memory, newest values, recovery",
     "twin.memory": "RSS of edge core idle, with 1,000 and 5,000 devices, and over an accelerated day",
+    "channel.nodes": "idle nodes with mutual TLS at one CloudCore: memory each, and all back after a restart",
+    "channel.devices": "5,000 new devices of one node: how long until the edge knows them, and RSS",
+    "channel.updates": "twin updates through the channel against plain PATCHes of the same API server",
+    "channel.takeover": "a replica of CloudCore is killed: how long until its nodes are served by another",
+    "channel.churn": "nodes and devices that come and go, for hours in minutes: RSS slope of CloudCore",
     "outage": "100 values changed while cloudcore is away; recovery from kill -9 of each process",
 }
 
@@ -31,6 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(f"{n}: {d}" for n, d in BENCHMARKS.items()))
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a load phase; the short form is 20")
+    parser.add_argument("--nodes", type=int, help="nodes, where a benchmark has them")
+    parser.add_argument("--devices", type=int, help="devices, where a benchmark has them")
     options = parser.parse_args()
     unknown = set(options.names) - BENCHMARKS.keys()
     if unknown:
@@ -39,7 +47,10 @@ def main() -> None:
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}"
     print(f"# commit {commit.strip() or 'unknown'}, {machine}")
     for name in options.names or BENCHMARKS:
-        importlib.import_module(f"benchmarks.{name}").run(options.seconds)
+        run = importlib.import_module(f"benchmarks.{name}").run
+        takes = inspect.signature(run).parameters
+        sizes = {"nodes": options.nodes, "devices": options.devices}
+        run(options.seconds, **{size: n for size, n in sizes.items() if n is not None and size in takes})
 
 
 main()

@@ -1,7 +1,8 @@
 """The channel's certificates: a CA, the cloud's server certificate, one client certificate per node.
 
 Shapes are upstream's (channel contract 3.2), except that validity starts an hour early, because edge clocks lag.
-This is the one module that needs `cryptography`; an edge core never imports it.
+This is the one module that needs `cryptography`; a running edge core never imports it, the process that joins does.
+What a node asks for when it joins is in `cloudedge.signing`.
 """
 
 from __future__ import annotations
@@ -9,20 +10,50 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
-from cloudedge.tls import NODE_PREFIX
+from cloudedge.tls import NODE_PREFIX, NODES
 
-__all__ = ["Issued", "create_ca", "load", "mint", "save", "sign_node", "sign_server"]
+__all__ = [
+    "UNREADABLE",
+    "Issued",
+    "certify",
+    "covers",
+    "create_ca",
+    "der",
+    "from_der",
+    "load",
+    "load_files",
+    "long_names",
+    "mint",
+    "names_of",
+    "node_subject",
+    "pem",
+    "save",
+    "sign_node",
+    "sign_server",
+]
 
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,  # a key that asks for a password
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for bytes that it cannot use."""
 CA_DAYS: Final = 36_400
 NODE_DAYS: Final = 365
 _BACKDATE: Final = datetime.timedelta(hours=1)
@@ -52,23 +83,43 @@ def create_ca() -> Issued:
 
 
 def sign_server(ca: Issued, names: Sequence[str]) -> Issued:
-    """The cloud's certificate. `names`: the IP addresses and DNS names that edges dial."""
+    """The cloud's certificate. `names`: the IP addresses and DNS names that edges dial; empty ones are left out.
+
+    Raises:
+        ValueError: A name cannot stand in a certificate.
+    """
     subject = x509.Name(
         [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "KubeEdge"), x509.NameAttribute(NameOID.COMMON_NAME, "KubeEdge")]
     )
-    alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names])
-    return _issue(ca, subject, CA_DAYS, ExtendedKeyUsageOID.SERVER_AUTH, [alternatives])
+    alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names if name])
+    key = ec.generate_private_key(ec.SECP256R1())
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+    return Issued(certify(ca, subject, key.public_key(), days=CA_DAYS, usages=usages, alternatives=alternatives), key)
 
 
-def sign_node(ca: Issued, node: str) -> Issued:
+def sign_node(ca: Issued, node: str, *, days: int = NODE_DAYS) -> Issued:
     """A node's client certificate: O=system:nodes, CN=system:node:<node>."""
-    subject = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "system:nodes"),
-            x509.NameAttribute(NameOID.COMMON_NAME, NODE_PREFIX + node),
-        ]
-    )
-    return _issue(ca, subject, NODE_DAYS, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+    key = ec.generate_private_key(ec.SECP256R1())
+    usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+    return Issued(certify(ca, node_subject(node), key.public_key(), days=days, usages=usages), key)
+
+
+def node_subject(node: str) -> x509.Name:
+    with long_names():
+        return x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, NODES),
+                x509.NameAttribute(NameOID.COMMON_NAME, NODE_PREFIX + node, _validate=False),
+            ]
+        )
+
+
+@contextmanager
+def long_names() -> Iterator[None]:
+    """X.520 ends common names at 64 characters. Names of nodes may be longer, and neither Go nor OpenSSL minds."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
+        yield
 
 
 def mint(directory: Path, *, nodes: Iterable[str], names: Sequence[str]) -> None:
@@ -96,11 +147,9 @@ def mint(directory: Path, *, nodes: Iterable[str], names: Sequence[str]) -> None
 
 def save(issued: Issued, directory: Path, name: str) -> None:
     """Write `<name>.crt` and `<name>.key`, the key first and readable by its owner only."""
-    key = issued.key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    )
+    certificate, key = pem(issued)
     _write(directory / f"{name}.key", key, 0o600)
-    _write(directory / f"{name}.crt", issued.certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    _write(directory / f"{name}.crt", certificate, 0o644)
 
 
 def load(directory: Path, name: str) -> Issued:
@@ -108,38 +157,104 @@ def load(directory: Path, name: str) -> Issued:
 
     Raises:
         OSError: A file is missing.
-        ValueError: A file is not a certificate or not a P-256 key.
+        ValueError: A file is not a certificate or not an elliptic-curve key, or the two do not belong together.
     """
-    key = serialization.load_pem_private_key((directory / f"{name}.key").read_bytes(), password=None)
+    return load_files(directory / f"{name}.crt", directory / f"{name}.key")
+
+
+def load_files(cert_file: Path, key_file: Path) -> Issued:
+    """Read a pair of PEM files; raises as `load`."""
+    try:
+        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+        return _pair(x509.load_pem_x509_certificate(cert_file.read_bytes()), key)
+    except UNREADABLE as error:
+        raise ValueError(f"{cert_file} and {key_file}: {error}") from error
+
+
+def pem(issued: Issued) -> tuple[bytes, bytes]:
+    """Certificate and key (`EC PRIVATE KEY`), as files hold them."""
+    key = issued.key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    return issued.certificate.public_bytes(serialization.Encoding.PEM), key
+
+
+def der(issued: Issued) -> tuple[bytes, bytes]:
+    """Certificate and SEC1 key, as the cluster's Secrets hold them (channel contract 3.1)."""
+    key = issued.key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    return issued.certificate.public_bytes(serialization.Encoding.DER), key
+
+
+def from_der(certificate: bytes, key: bytes) -> Issued:
+    """The reverse of `der`.
+
+    Raises:
+        ValueError: One is not what it should be, or the two do not belong together.
+    """
+    try:
+        return _pair(x509.load_der_x509_certificate(certificate), serialization.load_der_private_key(key, None))
+    except UNREADABLE as error:
+        raise ValueError(str(error)) from error
+
+
+def names_of(certificate: x509.Certificate) -> list[str]:
+    """The IP addresses and DNS names it is for."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return []
+    addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+    return addresses + [name for name in found.get_values_for_type(x509.DNSName) if name]
+
+
+def covers(certificate: x509.Certificate, names: Iterable[str]) -> bool:
+    """Whether a client may dial every one of `names`; empty ones do not count."""
+    have = {name.lower() for name in names_of(certificate)}
+    return all(str(_general_name(name).value).lower() in have for name in names if name)
+
+
+def _pair(certificate: x509.Certificate, key: object) -> Issued:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{directory / f'{name}.key'} is not an elliptic-curve key")
-    return Issued(x509.load_pem_x509_certificate((directory / f"{name}.crt").read_bytes()), key)
+        raise ValueError("the key is not an elliptic-curve key")
+    if certificate.public_key() != key.public_key():
+        raise ValueError("the key is not the certificate's")
+    return Issued(certificate, key)
 
 
-def _issue(
+def certify(
     ca: Issued,
     subject: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    *,
     days: int,
-    usage: x509.ObjectIdentifier,
-    extensions: Iterable[x509.ExtensionType],
-) -> Issued:
-    key = ec.generate_private_key(ec.SECP256R1())
+    usages: Iterable[x509.ObjectIdentifier],
+    alternatives: x509.SubjectAlternativeName | None = None,
+) -> x509.Certificate:
+    """A certificate of `ca`, which it does not outlive."""
     builder = (
-        _builder(subject, ca.certificate.subject, key.public_key(), days)
+        _builder(subject, ca.certificate.subject, public_key, days, last=ca.certificate.not_valid_after_utc)
         .add_extension(_key_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         # Python's strict verification (the default since 3.13) wants the issuer's key named.
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False)
     )
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
-    return Issued(builder.sign(ca.key, hashes.SHA256()), key)
+    if alternatives is not None:
+        builder = builder.add_extension(alternatives, critical=False)
+    return builder.sign(ca.key, hashes.SHA256())
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    days: int,
+    *,
+    last: datetime.datetime | None = None,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
+    end = now + datetime.timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -147,7 +262,7 @@ def _builder(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _BACKDATE)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(end if last is None else min(end, last))
     )
 
 

@@ -2,7 +2,7 @@
 
 Framing is upstream's (channel contract 1.3): text messages of one envelope and a newline; fragments, empty final
 fragments and binary opcodes are taken as well. Both directions are bounded: a full inbox stops reading from the
-socket, a full socket makes `send` wait.
+socket, a full socket makes `send` wait. A server holds ten thousand of these, so nothing is made before it is needed.
 """
 
 from __future__ import annotations
@@ -10,57 +10,93 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
+from cloudedge import tls
 from cloudedge.errors import ConnectionLost, ConnectionRefused, MalformedMessage
 from cloudedge.lean import postponed_imports
 from cloudedge.message import MAX_MESSAGE_BYTES, Message, decode, encode, reply
+from cloudedge.traffic import Traffic, tell, told
 
 with postponed_imports():
-    from picows import (
-        WSCloseCode,
-        WSError,
-        WSFrame,
-        WSListener,
-        WSMsgType,
-        WSTransport,
-        WSUpgradeRequest,
-        WSUpgradeResponse,
-        WSUpgradeResponseWithListener,
-        ws_connect,
-        ws_create_server,
-    )
+    from picows import WSCloseCode, WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-__all__ = ["PROJECT_ID", "Connection", "Refusal", "connect", "serve"]
+__all__ = ["CONFIRMS", "PROJECT_ID", "Connection", "connect"]
 
 logger = logging.getLogger(__name__)
 
 PROJECT_ID: Final = "e632aba927ea4ac2b575ec1603d56f10"
 """Upstream's default; informational."""
 INBOX_MESSAGES: Final = 256
+INBOX_BYTES: Final = 4 * 1024 * 1024
+"""Reading stops at either; one message may be larger."""
+FRAGMENT_BYTES: Final = 64 * 1024
+"""Longer messages are sent in fragments: the buffer a peer reads a frame into stays as large as the largest one."""
 _CONTROL_OPERATIONS: Final = frozenset({"ping", "pong", "config"})
 _CLOSE_TIMEOUT_S: Final = 2.0
 _PING_IDLE_S: Final = 10.0
+_PROBE: Final = b"arrived?"
+CONFIRMS: Final = "Kubetwin-Confirms"
+"""Header of the answer to an upgrade: the operations that this cloud confirms with a response each."""
 
 
 class Connection(WSListener):
     """Send and receive messages. Owned by one task that receives; any task may send."""
 
-    def __init__(self, peer: str, on_open: Callable[[Connection], None] | None = None) -> None:
+    __slots__ = (
+        "_closed",
+        "_closers",
+        "_fragments",
+        "_goodbye",
+        "_hung_up",
+        "_inbox",
+        "_inbox_bytes",
+        "_max_bytes",
+        "_on_open",
+        "_probes",
+        "_reading_paused",
+        "_receivers",
+        "_senders",
+        "_transport",
+        "_writable",
+        "heard_at",
+        "malformed",
+        "on_writable",
+        "peer",
+        "traffic",
+    )
+
+    def __init__(
+        self,
+        peer: str,
+        on_open: Callable[[Connection], None] | None = None,
+        *,
+        max_bytes: int = MAX_MESSAGE_BYTES,
+        traffic: Traffic | None = None,
+    ) -> None:
         self.peer = peer
         """Whom we talk to, for logs: a node's name or the cloud's address."""
+        self.traffic = traffic or Traffic()
         self.malformed = 0
-        """Messages dropped because they were not envelopes."""
+        """Messages of this connection dropped because they were not envelopes."""
+        self.heard_at = 0.0
+        """When the last frame came, in the event loop's time."""
+        self.on_writable: Callable[[], None] | None = None
+        """Called when the socket takes more again after `can_send` was False."""
+        self._max_bytes = max_bytes
         self._on_open = on_open
         self._transport: WSTransport | None = None
-        self._inbox: deque[Message] = deque()
-        self._arrived = asyncio.Event()
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._closed = asyncio.Event()
-        self._fragments = bytearray()
+        self._inbox: list[Message] = []
+        self._inbox_bytes = 0
+        self._fragments: bytearray | None = None
+        self._probes: dict[bytes, asyncio.Future[None]] | None = None
+        self._receivers: list[asyncio.Future[None]] = []
+        self._senders: list[asyncio.Future[None]] = []
+        self._closers: list[asyncio.Future[None]] = []
+        self._writable = True
+        self._closed = False
+        self._hung_up = False
         self._reading_paused = False
         self._goodbye = ""
 
@@ -68,15 +104,15 @@ class Connection(WSListener):
         """The next message, in order of arrival.
 
         Raises:
-            ConnectionLost: The connection is gone and every message that arrived has been handed out.
+            ConnectionLost: We hung up, or the connection is gone and every message that arrived has been handed out.
         """
-        while not self._inbox:
-            if self._closed.is_set():
+        while not self._inbox or self._hung_up:
+            if self._closed or self._hung_up:
                 raise ConnectionLost(self._loss())
-            self._arrived.clear()
-            await self._arrived.wait()
-        message = self._inbox.popleft()
-        if self._reading_paused and len(self._inbox) < INBOX_MESSAGES // 2:
+            await told(self._receivers)
+        message = self._inbox.pop(0)
+        self._inbox_bytes -= len(message.content)
+        if self._reading_paused and len(self._inbox) < INBOX_MESSAGES // 2 and self._inbox_bytes < INBOX_BYTES // 2:
             self._pause_reading(False)
         return message
 
@@ -86,22 +122,63 @@ class Connection(WSListener):
         Raises:
             ConnectionLost: The connection is gone. Returning does not mean that the message arrived.
         """
-        if not self._writable.is_set():
-            await self._writable.wait()
-        if self._transport is None or self._closed.is_set():
+        while not self._writable and not self.is_closed:
+            await told(self._senders)
+        self.send_now(message)
+
+    @property
+    def can_send(self) -> bool:
+        """Whether the socket's buffer has room."""
+        return self._writable and not self.is_closed
+
+    def send_now(self, message: Message) -> None:
+        """Hand one message to the socket whatever its buffer holds.
+
+        Raises:
+            ConnectionLost: The connection is gone.
+        """
+        if self._transport is None or self.is_closed:
             raise ConnectionLost(self._loss())
-        self._transport.send(WSMsgType.TEXT, encode(message))
+        self._write(self._transport, encode(message))
+
+    async def probe(self) -> None:
+        """Returns when the other end has read everything that was sent before: it answers a ping that follows it.
+
+        Raises:
+            ConnectionLost: The connection is gone first.
+        """
+        if self._transport is None or self.is_closed:
+            raise ConnectionLost(self._loss())
+        if self._probes is None:
+            self._probes = {}
+        answered = asyncio.get_running_loop().create_future()
+        payload = _PROBE + len(self._probes).to_bytes(4, "big") + id(answered).to_bytes(8, "big")
+        self._probes[payload] = answered
+        self._transport.send_ping(payload)
+        try:
+            await answered
+        finally:
+            self._probes.pop(payload, None)
+        if self.is_closed:
+            raise ConnectionLost(self._loss())
+
+    def hang_up(self, code: WSCloseCode = WSCloseCode.OK, reason: str = "") -> None:
+        """Say goodbye and start to close; nothing more is received, what the inbox has included."""
+        self._hung_up = True
+        tell(self._receivers)
+        tell(self._senders)
+        if self._transport is not None and not self._closed:
+            self._transport.send_close(code, reason.encode("utf-8", "replace")[:120].decode("utf-8", "ignore").encode())
+            self._transport.disconnect()
 
     async def close(self, code: WSCloseCode = WSCloseCode.OK, reason: str = "") -> None:
         """Say goodbye and close. Returns when the socket is gone, at the latest after two seconds."""
-        transport = self._transport
-        if transport is None or self._closed.is_set():
+        if self._transport is None or self._closed:
             return
-        transport.send_close(code, reason.encode()[:120])
-        transport.disconnect()
+        self.hang_up(code, reason)
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await self._closed.wait()
+                await self.wait_closed()
         except TimeoutError:
             self.abort()
 
@@ -111,85 +188,152 @@ class Connection(WSListener):
             self._transport.disconnect(graceful=False)
 
     async def wait_closed(self) -> None:
-        await self._closed.wait()
+        while not self._closed:
+            await told(self._closers)
 
     @property
     def is_closed(self) -> bool:
-        return self._closed.is_set()
+        return self._closed or self._hung_up
+
+    @property
+    def confirms_uploads(self) -> bool:
+        """Whether the cloud at the other end says that it answers every upload; upstream's answers none."""
+        if self._transport is None:
+            return False
+        headers: Mapping[str, str] = self._transport.response.headers or {}
+        return "upload" in headers.get(CONFIRMS, "").split()
+
+    @property
+    def end(self) -> Literal["closed", "silent", "cut"]:
+        """How it ended: the other end said why, did not answer a ping, or the socket broke."""
+        if self._goodbye:
+            return "closed"
+        sent = self._transport.close_handshake.sent if self._transport and self._transport.close_handshake else None
+        return "silent" if sent and sent.code == WSCloseCode.GOING_AWAY else "cut"  # a code of picows' pings alone
+
+    @property
+    def is_full(self) -> bool:
+        """Whether reading has stopped because the inbox holds enough."""
+        return self._reading_paused
 
     def peer_certificate(self) -> Mapping[str, Any] | None:
-        """What `SSLObject.getpeercert()` gives for the other end."""
+        """What `tls.peer_certificate` gives for the other end."""
         if self._transport is None:
             return None
-        tls = self._transport.underlying_transport.get_extra_info("ssl_object")
-        return None if tls is None else tls.getpeercert()
+        return tls.peer_certificate(self._transport.underlying_transport.get_extra_info("ssl_object"))
 
     def _loss(self) -> str:
         """In words, with the other end's own when it said goodbye."""
-        return f"connection to {self.peer} is closed{self._goodbye}"
+        silent = ": it does not answer a ping" if self.end == "silent" else ""
+        return f"connection to {self.peer} is closed{self._goodbye or silent}"
 
     # Called by picows.
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
+        self.heard_at = asyncio.get_running_loop().time()
         if self._on_open is not None:
             self._on_open(self)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
         match frame.msg_type:
             case WSMsgType.TEXT | WSMsgType.BINARY | WSMsgType.CONTINUATION:
-                self._take_fragment(transport, frame)
+                if not self._hung_up:
+                    self._take_fragment(transport, frame)
+            case WSMsgType.PING:
+                if self._writable:  # RFC 6455, 5.5.3: the newest ping alone may be answered
+                    transport.send_pong(frame.get_payload_as_bytes())
+                else:
+                    self.traffic.unanswered += 1
+            case WSMsgType.PONG:
+                self._take_pong(frame)
             case WSMsgType.CLOSE:
-                self._goodbye = f": {frame.get_close_reason() or frame.get_close_code().name}"
+                self._goodbye = f": {(frame.get_close_reason() or frame.get_close_code().name)!s:.200}"
                 transport.send_close(frame.get_close_code(), frame.get_close_message())
                 transport.disconnect()
 
+    def is_user_specific_pong(self, frame: WSFrame) -> bool:
+        """Asked by picows while it waits for the answer to a ping of its own; any pong will do."""
+        if frame.msg_type != WSMsgType.PONG:
+            return False
+        self._take_pong(frame)
+        return True
+
     def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002 - picows names it
-        self._closed.set()
-        self._arrived.set()
-        self._writable.set()
+        self._closed = True
+        for waiting in (self._receivers, self._senders, self._closers, list((self._probes or {}).values())):
+            tell(waiting)
+        self._fragments = None
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._writable = False
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._writable = True
+        tell(self._senders)
+        if self.on_writable is not None:
+            self.on_writable()
+
+    def _take_pong(self, frame: WSFrame) -> None:
+        if self._probes and (answered := self._probes.get(frame.get_payload_as_bytes())) and not answered.done():
+            answered.set_result(None)
 
     def _take_fragment(self, transport: WSTransport, frame: WSFrame) -> None:
         payload = frame.get_payload_as_bytes()
-        if frame.fin and not self._fragments:
+        self.traffic.received_bytes += len(payload)
+        if (frame.msg_type == WSMsgType.CONTINUATION) != (self._fragments is not None):
+            self.traffic.broken += 1
+            self._give_up(WSCloseCode.PROTOCOL_ERROR, "a fragment out of order")
+        elif frame.fin and self._fragments is None:
             self._take_message(transport, payload)
-            return
-        if len(self._fragments) + len(payload) > MAX_MESSAGE_BYTES:
-            logger.warning("%s: message over %d bytes, closing", self.peer, MAX_MESSAGE_BYTES)
-            transport.send_close(WSCloseCode.MESSAGE_TOO_BIG)
-            transport.disconnect()
-            return
-        self._fragments += payload
-        if frame.fin:
-            whole = bytes(self._fragments)
-            self._fragments.clear()
-            self._take_message(transport, whole)
+        elif len(self._fragments or b"") + len(payload) > self._max_bytes:
+            self.traffic.too_big += 1
+            self._give_up(WSCloseCode.MESSAGE_TOO_BIG, f"a message has more than {self._max_bytes} bytes")
+        else:
+            self._fragments = self._fragments or bytearray()
+            self._fragments += payload
+            if frame.fin:
+                whole, self._fragments = bytes(self._fragments), None
+                self._take_message(transport, whole)
+
+    def _give_up(self, code: WSCloseCode, reason: str) -> None:
+        logger.warning("%s: %s, closing", self.peer, reason)
+        self._goodbye = f": {reason}"
+        self._fragments = None
+        self.hang_up(code, reason)
 
     def _take_message(self, transport: WSTransport, payload: bytes) -> None:
         try:
             message = decode(payload)
         except MalformedMessage as error:
             self.malformed += 1
+            self.traffic.malformed += 1
             level = logging.WARNING if self.malformed == 1 else logging.DEBUG
-            logger.log(level, "%s: message dropped (%d so far): %s", self.peer, self.malformed, error)
+            logger.log(level, "%s: message dropped (%d so far): %.512s", self.peer, self.malformed, error)
             return
         if message.route.operation in _CONTROL_OPERATIONS:  # never passed on (channel contract 1.3)
             if message.route.operation != "pong":
-                transport.send(WSMsgType.TEXT, encode(reply(message, content="ack")))
+                if self._writable:
+                    self._write(transport, encode(reply(message, content="ack")))
+                else:
+                    self.traffic.unanswered += 1
             return
         self._inbox.append(message)
-        self._arrived.set()
-        if len(self._inbox) >= INBOX_MESSAGES and not self._reading_paused:
+        self._inbox_bytes += len(message.content)
+        tell(self._receivers)
+        if not self._reading_paused and (len(self._inbox) >= INBOX_MESSAGES or self._inbox_bytes >= INBOX_BYTES):
             self._pause_reading(True)
 
+    def _write(self, transport: WSTransport, payload: bytes) -> None:
+        self.traffic.sent_bytes += len(payload)
+        for start in range(0, len(payload), FRAGMENT_BYTES):
+            end = start + FRAGMENT_BYTES
+            kind = WSMsgType.CONTINUATION if start else WSMsgType.TEXT
+            transport.send(kind, payload[start:end], fin=end >= len(payload))
+
     def _pause_reading(self, pause: bool) -> None:
-        if self._transport is None or self._closed.is_set():
+        if self._transport is None or self.is_closed:
             return
         self._reading_paused = pause
         if pause:
@@ -204,20 +348,12 @@ class Connection(WSListener):
         aiofastnet 1.2 (picows' transport) looks at it only when the socket has more, so a burst that ends while reading
         is paused would stay there until the peer sends something else.
         """
-        if self._transport is None or self._closed.is_set() or self._reading_paused:
+        if self._transport is None or self.is_closed or self._reading_paused:
             return
         transport = self._transport.underlying_transport
         read = getattr(transport, "_do_read", None)
         if read is not None and not transport.is_closing():
             read()
-
-
-class Refusal(Exception):
-    """Why an upgrade request is not accepted; answered as HTTP `status` before the upgrade."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 async def connect(
@@ -247,6 +383,7 @@ async def connect(
                 websocket_handshake_timeout=timeout_s,
                 max_frame_size=MAX_MESSAGE_BYTES,
                 max_redirects=0,
+                enable_auto_pong=False,  # we answer, as long as the answers are read
                 enable_auto_ping=pong_timeout_s is not None,
                 auto_ping_idle_timeout=max(_PING_IDLE_S, pong_timeout_s or 0.0),
                 auto_ping_reply_timeout=pong_timeout_s or 0.0,
@@ -261,33 +398,3 @@ async def connect(
     if connection is None:  # closed between TLS and upgrade, which is how a TLS 1.3 server refuses our certificate
         raise ConnectionRefused(f"{url}: closed before the upgrade; is the certificate of this cloud's CA?")
     return cast(Connection, connection)
-
-
-async def serve(
-    accept: Callable[[Mapping[str, str]], str],
-    on_open: Callable[[Connection], None],
-    *,
-    host: str,
-    port: int,
-    ssl_context: ssl.SSLContext,
-) -> asyncio.Server:
-    """Listen for nodes. `accept` looks at the upgrade headers and returns the node's name or raises `Refusal`, which it
-    logs itself; `on_open` gets every accepted connection, which has its peer's certificate by then.
-    """
-
-    def route(request: WSUpgradeRequest) -> Connection | WSUpgradeResponseWithListener:
-        try:
-            node = accept(request.headers)
-        except Refusal as refusal:
-            response = WSUpgradeResponse.create_error_response(refusal.status, str(refusal).encode())
-            return WSUpgradeResponseWithListener(response, None)
-        return Connection(node, on_open)
-
-    return await ws_create_server(
-        route,
-        host,
-        port,
-        ssl=ssl_context,
-        websocket_handshake_timeout=30,
-        max_frame_size=MAX_MESSAGE_BYTES,
-    )

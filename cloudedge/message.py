@@ -36,6 +36,8 @@ OK: Final = "OK"
 
 _T = TypeVar("_T")
 _NULL: Final = Raw(b"null")
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""The last is what nesting deeper than the interpreter's stack comes to."""
 
 
 class Header(Struct, frozen=True, omit_defaults=True):
@@ -84,8 +86,8 @@ class Message(Struct, frozen=True):
             if raw.startswith(b'"') and type_ is not str:
                 raw = msgspec.json.decode(raw, type=str).encode()
             return msgspec.json.decode(raw, type=type_)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise MalformedMessage(f"content of {self.describe()}: {error}") from error
+        except _UNREADABLE as error:
+            raise MalformedMessage(f"content of {self.describe():.512}: {error}") from error
 
     def describe(self) -> str:
         """For logs: what the message is, without its content."""
@@ -111,7 +113,7 @@ def decode(frame: bytes | str) -> Message:
         raise MalformedMessage(f"{len(frame)} bytes are more than the {MAX_MESSAGE_BYTES} a message may have")
     try:
         return _decoder.decode(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise MalformedMessage(f"not an envelope: {error}") from error
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Final
 
 _HEAPS: Final = "MALLOC_ARENA_MAX"
@@ -42,7 +43,7 @@ def _run() -> None:
         sys.exit(f"edgecore: {missing.name} is not installed: pip install 'kubetwin[edge]'")
     options = read_options(sys.argv[1:])
     set_up_logs(logging.DEBUG if options.verbose else logging.INFO)
-    run(options.config, options.mappers)
+    run(options.config, options.mappers, file=Path(options.file), version=options.version, identity=options.identity)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from dmi import DeviceId, Twin
 
 __all__ = [
     "Bus",
+    "CertificateRenewed",
     "CloudConnected",
     "CloudLink",
     "CloudLost",
@@ -26,11 +27,13 @@ __all__ = [
     "ObjectChange",
     "ObjectMessage",
     "ObjectsChanged",
+    "Reply",
     "StateShown",
     "TwinMessage",
     "TwinsGone",
     "TwinsReported",
     "Upstream",
+    "UpstreamKept",
     "UserMessage",
 ]
 
@@ -42,13 +45,21 @@ class CloudConnected(Struct, frozen=True):
 
 
 class CloudLost(Struct, frozen=True):
-    """The channel is gone. What was not confirmed may or may not have arrived."""
+    """The channel is gone, or was changed for another. What was not confirmed may or may not have arrived."""
+
+
+class CertificateRenewed(Struct, frozen=True):
+    """The node's certificate and key are others now, and in their files. Whoever has a connection with the old ones
+    makes a new one first (the cloud takes the newest of a node for the one that counts), and lets the old one go when
+    nothing is in flight on it; whoever has none dials at once. Returns when that is noted, not when it is done.
+    """
 
 
 class CloudLink(Struct, frozen=True):
     """How the channel is at this moment; asked, not told."""
 
     url: str
+    """The address that is in use; without a connection all there are, with commas between."""
     connected: bool = False
     since_ms: int = 0
     """Since when it is up, or is not: epoch milliseconds."""
@@ -74,6 +85,15 @@ class UserMessage(Struct, frozen=True):
     message: Message
 
 
+class Reply(Struct, frozen=True):
+    """The cloud's answer to a request of this edge core (group `resource`, with a parent): `cloudedge.replies` says
+    what it means. It may come late, twice, or for a request of before a restart; EdgeHub acknowledges it in any case,
+    after every subscriber has taken it.
+    """
+
+    message: Message
+
+
 class Confirmed(Struct, frozen=True):
     """The cloud has what message `message_id` carried (group `twin`, with a parent)."""
 
@@ -88,6 +108,21 @@ class Upstream(Struct, frozen=True):
     """
 
     message: Message
+
+
+class UpstreamKept(Struct, frozen=True):
+    """For the cloud, and not to be lost: returns when it is stored, and is sent in order once there is a channel, again
+    under the same id until it has arrived. A kill does not lose it, a power cut only what is less than a second old.
+    Where more waits than may, the oldest is dropped.
+
+    Raises:
+        StoreError: It cannot be stored, or is larger than all that is kept may be.
+    """
+
+    message: Message
+    key: str = ""
+    """Of several that wait under one key only the newest is sent, after all that came before it; empty: each is, in
+    order."""
 
 
 class ObjectChange(Struct, frozen=True):

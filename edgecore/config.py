@@ -50,15 +50,34 @@ class DatabaseConfig(Struct, frozen=True, rename="camel"):
     data_source: str = "/var/lib/kubeedge/edgecore.db"
 
 
+class KubeletConfig(Struct, frozen=True, rename="camel"):
+    """Those of upstream's keys that say something of the node."""
+
+    node_status_update_frequency: str = "10s"
+    """A Go duration. The status is sent when it changed, and this often the cloud is asked for nothing else."""
+    node_lease_duration_seconds: Annotated[int, Meta(ge=4, le=3600)] = 40
+    """The Lease is renewed every quarter of it."""
+
+
 class EdgedConfig(Struct, frozen=True, rename="camel"):
+    """Of upstream's edged only the node: it is registered, its status reported, its Lease renewed. No pods."""
+
+    enable: bool = True
     hostname_override: str = ""
     """The node's name. Empty: the host's name, in lower case."""
+    node_labels: dict[str, str] = {}
+    """Besides those every edge node has."""
+    node_ip: str = field(name="nodeIP", default="")
+    """Empty: the address that the cloud is reached from."""
+    register_node: bool = True
+    """Ours: whether to make the Node object; without it the node must be there."""
+    tailored_kubelet_config: KubeletConfig = field(default_factory=lambda: KubeletConfig())
 
 
 class WebSocketConfig(Struct, frozen=True, rename="camel"):
     enable: bool = True
     server: str = "127.0.0.1:10000"
-    """`host:port` of CloudHub; the host must be in its certificate."""
+    """`host:port` of CloudHub; the host must be in its certificate. Several, with commas between: tried in turn."""
     handshake_timeout: Seconds = 30
     read_deadline: Seconds = 15
     """How long the cloud may leave a ping unanswered."""
@@ -80,6 +99,15 @@ class EdgeHubConfig(Struct, frozen=True, rename="camel"):
     tls_ca_file: str = "/etc/kubeedge/ca/rootCA.crt"
     tls_cert_file: str = "/etc/kubeedge/certs/server.crt"
     tls_private_key_file: str = "/etc/kubeedge/certs/server.key"
+    http_server: str = "https://127.0.0.1:10002"
+    """Where to join, and to have the certificate renewed. Several, with commas between: tried in turn."""
+    token: str = ""
+    """Join token; taken out of the file once it was used. `bootstrap-edgecore.conf` beside the file goes first."""
+    rotate_certificates: bool = True
+    """Renew the certificate after 70 to 90 % of its time."""
+    outbox_messages: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """Events kept while the cloud is away; the oldest beyond are dropped, and counted. Ours."""
+    outbox_bytes: Annotated[int, Meta(ge=64 * 1024)] = 16 * 1024 * 1024
     websocket: WebSocketConfig = WebSocketConfig()
     quic: QuicConfig = QuicConfig()
 

@@ -14,6 +14,7 @@ import yaml
 from dmi import ConfigError
 from dmi.settings import load_settings
 from edgecore.config import API_VERSION, KIND, EdgeCoreConfig, api_socket_path, socket_path
+from edgecore.edged import duration_s
 from edgecore.eventbus.settings import check_event_bus
 
 __all__ = ["load_config", "to_yaml"]
@@ -42,7 +43,7 @@ def to_yaml(config: EdgeCoreConfig, *, minimal: bool = False) -> str:
     data = msgspec.to_builtins(config)
     if minimal:
         hub = data["modules"]["edgeHub"]
-        keys = ("heartbeat", "tlsCaFile", "tlsCertFile", "tlsPrivateKeyFile")
+        keys = ("heartbeat", "httpServer", "token", "tlsCaFile", "tlsCertFile", "tlsPrivateKeyFile")
         data["database"] = {"dataSource": data["database"]["dataSource"]}
         data["modules"] = {
             "edged": {"hostnameOverride": config.node},
@@ -80,6 +81,11 @@ def _check(config: EdgeCoreConfig, where: str) -> None:
         )
     if local_api.enable and api_socket_path(config.modules) == socket_path(config.modules.device_twin):
         raise ConfigError(f"{where}: modules.localApi.socket", "mappers are served there: choose another file")
+    try:
+        duration_s(config.modules.edged.tailored_kubelet_config.node_status_update_frequency)
+    except ValueError as error:
+        key = "modules.edged.tailoredKubeletConfig.nodeStatusUpdateFrequency"
+        raise ConfigError(f"{where}: {key}", str(error)) from error
     node = config.node
     if not node or "/" in node or node != node.strip():
         raise ConfigError(f"{where}: modules.edged.hostnameOverride", f"{node!r} is no node name")

@@ -17,6 +17,7 @@ import msgspec
 
 from edgecore.config import EdgeCoreConfig
 from edgecore.embedded import Prepared
+from edgecore.joining import Identity, NodeFiles, NoIdentity, read_identity
 
 __all__ = ["Options", "read_options"]
 
@@ -29,6 +30,12 @@ class Options(msgspec.Struct, frozen=True):
 
     config: EdgeCoreConfig
     verbose: bool
+    file: str
+    """Where they were read from."""
+    version: str = ""
+    """Of this program."""
+    identity: Identity | None = None
+    """What the node's certificate says, if it can be used."""
     mappers: Prepared | None = None
     """What runs inside this process besides."""
 
@@ -52,6 +59,8 @@ def read_options(arguments: list[str]) -> Options:
 
 
 def _main() -> None:
+    from importlib.metadata import version
+
     import click
 
     from dmi.errors import ConfigError
@@ -75,13 +84,24 @@ def _main() -> None:
         set_up_logs(logging.DEBUG if verbose else logging.INFO)
         try:
             settings = load_config(config)
-            options = Options(settings, verbose, prepare(settings, where=f"{config}: modules.mappers"))
+            mappers = prepare(settings, where=f"{config}: modules.mappers")
         except ConfigError as error:
             raise click.ClickException(str(error)) from error
         with os.fdopen(pipe, "wb") as answer:
+            options = Options(
+                settings, verbose, str(config.absolute()), version("kubetwin"), _identity(settings), mappers
+            )
             answer.write(msgspec.json.encode(options))
 
     command(prog_name="edgecore")
+
+
+def _identity(config: EdgeCoreConfig) -> Identity | None:
+    hub = config.modules.edge_hub
+    try:
+        return read_identity(NodeFiles(hub.tls_ca_file, hub.tls_cert_file, hub.tls_private_key_file), config.node)
+    except NoIdentity:
+        return None
 
 
 if __name__ == "__main__":

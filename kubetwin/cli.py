@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from dmi.errors import ConfigError
+from kubetwin.join import join
+from kubetwin.join_commands import token
 from kubetwin.mapper_commands import mapper
 from kubetwin.needs import needs
 from kubetwin.simulate import simulate
@@ -63,6 +65,8 @@ def apiserver(data: Path, port: int, kubeconfig: Path | None) -> None:
     needs("kubetwin.apiserver", "demo").run(data, port, kubeconfig)
 
 
+main.add_command(join)
+main.add_command(token)
 main.add_command(mapper)
 main.add_command(simulate)
 

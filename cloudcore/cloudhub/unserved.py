@@ -16,9 +16,19 @@ def refusal(message: Message) -> Message | None:
     """Operation `error` and a text, which upstream's edge core turns into a failed call and stores nowhere.
 
     An answer with an API error as JSON would be stored as the ConfigMap asked for (channel contract 8.1 #14).
-    None: nobody waits at the other end.
+    None: nobody waits at the other end. An upload of a local app has nobody here who takes it: it is refused, so that
+    an edge core that keeps it until it is answered can forget it; upstream's does not wait.
     """
     route = message.route
+    if route.group == "user" and route.operation == "upload" and not message.header.parent_msg_id:
+        return new_message(
+            source="cloudhub",
+            group="user",
+            operation="error",
+            resource=route.resource,
+            parent=message.id,
+            content="this cloud core has nobody who takes uploads",
+        )
     parts = route.resource.split("/")
     if route.group != "meta" or (len(parts) > 1 and parts[1] in _NO_ANSWER):
         return None

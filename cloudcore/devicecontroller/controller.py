@@ -10,24 +10,27 @@ from typing import Final
 
 from msgspec import Struct
 
+from cloudcore.audit import Audit
 from cloudcore.devicecontroller.declarations import Declarations
 from cloudcore.devicecontroller.downstream import Downstream
 from cloudcore.devicecontroller.events import EventRecorder, EventSettings, transitions
 from cloudcore.devicecontroller.index import DeviceIndex
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES, node_name
 from cloudcore.devicecontroller.known import Known, lag_s, merge_state, merge_twins
-from cloudcore.devicecontroller.links import GRACE_S, Links, NodeLink
+from cloudcore.devicecontroller.links import GRACE_S, Alone, Links, NodeLink, Writers
 from cloudcore.devicecontroller.messages import report_ok
 from cloudcore.devicecontroller.mirror import Mirror
 from cloudcore.devicecontroller.queries import Queries, QuerySettings
 from cloudcore.devicecontroller.reports import read_state_report, read_twin_report
 from cloudcore.devicecontroller.shown import Shown
 from cloudcore.devicecontroller.statuses import PATCH_INTERVAL_S, StatusWriter
+from cloudcore.devicecontroller.views import NodeRecords
 from cloudcore.kube import Informer, Key, KubeClient, Object, identity, spec_of
 from cloudedge import MalformedMessage, Message
 from cloudedge.message import now_ms
 from cloudedge.queries import query_device
 from cloudedge.resources import MEMBERSHIP_DETAIL, DeviceReport, device_report
+from dmi.metrics import Metrics
 
 __all__ = ["ControllerSettings", "DeviceController"]
 
@@ -61,18 +64,41 @@ class ControllerSettings(Struct, frozen=True):
 class DeviceController:
     """`run` it in a task; the hub tells it of nodes and hands it their messages."""
 
-    def __init__(self, client: KubeClient, settings: ControllerSettings | None = None) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        settings: ControllerSettings | None = None,
+        *,
+        writers: Writers | None = None,
+        records: NodeRecords | None = None,
+        metrics: Metrics | None = None,
+        audit: Audit | None = None,
+    ) -> None:
+        """`writers`: who of several replicas writes what; without, this process writes everything. `records`: what
+        nodes acknowledged.
+        """
         self.counts: Counter[str] = Counter()
         """Reports that were refused or dropped, by why."""
+        self._audit = audit or Audit(metrics)
         settings = settings or ControllerSettings()
         self._settings = settings
+        self._writers = writers = writers or Alone()
         self.devices = Informer(client, DEVICES)
         self.models = Informer(client, MODELS)
         self.statuses = Informer(client, STATUSES)
         self._index = DeviceIndex()
         self._links = Links(asyncio.get_running_loop().time, grace_s=settings.grace_s)
         self._declarations = Declarations(self.devices.get, self.models.get)
-        self._downstream = Downstream(self.devices.get, self.models.get, self._index.of_node, self._declarations)
+        self.downstream = Downstream(
+            self.devices.get,
+            self.models.get,
+            self._index.of_node,
+            self._declarations,
+            progress=lambda kind: (self.devices if kind is DEVICES else self.models).progress,
+            told=self._take_early,
+            records=records,
+            metrics=metrics,
+        )
         self.writer = StatusWriter(
             client,
             self.statuses,
@@ -80,6 +106,7 @@ class DeviceController:
             self._declarations,
             self._links,
             tell=self._status_written,
+            writers=writers,
             interval_s=settings.patch_interval_s,
         )
         self.events = EventRecorder(client, settings.events)
@@ -89,9 +116,10 @@ class DeviceController:
             self.statuses,
             self._links,
             knows_questions=self.writer.is_ours,
+            writers=writers,
             settings=settings.queries,
         )
-        self.mirror = Mirror(client, self.devices, self.statuses, wanted=settings.mirror_twins)
+        self.mirror = Mirror(client, self.devices, self.statuses, wanted=settings.mirror_twins, writers=writers)
         self._reports_welcome = False
         self._early: deque[tuple[NodeLink, Message, DeviceReport]] = deque()
         self._early_bytes = 0
@@ -108,7 +136,7 @@ class DeviceController:
                     group.create_task(informer.run(), name=f"watch {informer.kind.plural}")
                 await self.devices.synced.wait()
                 await self.models.synced.wait()
-                self._downstream.caches_complete()
+                self.downstream.caches_complete()
                 await self.statuses.synced.wait()
                 for number in range(self._settings.writers):
                     group.create_task(self.writer.work(), name=f"write statuses {number}")
@@ -116,25 +144,26 @@ class DeviceController:
                     group.create_task(self.mirror.work(), name=f"mirror statuses {number}")
                 group.create_task(self.events.run(), name="write events")
                 group.create_task(self.queries.run(), name="answer questions")
+                self._reports_welcome = True
                 self._take_early()
         finally:
             self.writer.close()
             self.mirror.close()
             self.events.close()
             self.queries.close()
-            self._downstream.close()
+            self.downstream.close()
 
     # Called by the hub.
 
     def node_connected(self, link: NodeLink, /) -> None:
         self._links.connected(link)
-        self._downstream.connected(link)
+        self.downstream.connected(link)
         self.queries.connected(link)
         for key in self._index.of_node(link.node):
             self.writer.note(key, delay_s=FIRST_WORDS_S)
 
     def node_disconnected(self, link: NodeLink, /) -> None:
-        self._downstream.disconnected(link)
+        self.downstream.disconnected(link)
         if self._links.disconnected(link):
             for key in self._index.of_node(link.node):
                 self.writer.note(key, delay_s=self._links.grace_left_s(link.node) + 0.01)
@@ -142,7 +171,7 @@ class DeviceController:
     def take(self, link: NodeLink, message: Message, /) -> None:
         """A message of source `twin`: a report, an answer, or the question which devices the node has."""
         if message.route.resource == MEMBERSHIP_DETAIL:
-            self._downstream.request(link, message)
+            self.downstream.request(link, message)
             return
         if (asked := query_device(message.route.resource)) is not None:
             self.queries.take(link, Key(*asked), message)
@@ -150,10 +179,14 @@ class DeviceController:
         report = device_report(message.route.resource)
         if report is None:
             self._refuse(link, message, "resource that is no report", Key("", ""), message.route.resource)
-        elif self._reports_welcome:
+        elif self._may_judge(link):
             self._take_report(link, message, report)
         else:
             self._keep_early(link, message, report)
+
+    def acknowledged(self, link: NodeLink, message: Message, /) -> None:
+        """The node has stored an object."""
+        self.downstream.acknowledged(link, message)
 
     def _keep_early(self, link: NodeLink, message: Message, report: DeviceReport) -> None:
         self._early.append((link, message, report))
@@ -163,10 +196,21 @@ class DeviceController:
             self._early_bytes -= len(dropped.content)
             self.counts["dropped: too early"] += 1
 
+    def _may_judge(self, link: NodeLink) -> bool:
+        """Whether our caches are complete, and know what the node has: another replica may have told it of a device,
+        or a property, that is news here, and what it reports of that must not be refused.
+        """
+        return self._reports_welcome and not self.downstream.is_behind(link)
+
     def _take_early(self) -> None:
-        self._reports_welcome = True
-        while self._early:
-            self._take_report(*self._early.popleft())
+        early, self._early, self._early_bytes = self._early, deque(), 0
+        for link, message, report in early:
+            if self._links.get(link.node) is not link:
+                continue  # the node says it again, to whom it is connected to
+            if self._may_judge(link):
+                self._take_report(link, message, report)
+            else:
+                self._keep_early(link, message, report)
 
     def _take_report(self, link: NodeLink, message: Message, report: DeviceReport) -> None:
         key = Key(report.namespace, report.name)
@@ -174,6 +218,10 @@ class DeviceController:
         if device is None:
             self._refuse(link, message, "device that does not exist", key)
         elif node_name(device) != link.node:
+            route = message.route
+            self._audit.refused(
+                "device of another node", node=link.node, resource=route.resource, operation=route.operation
+            )
             self._refuse(link, message, "device of another node", key)
         else:
             try:
@@ -216,6 +264,26 @@ class DeviceController:
             self._named.add(name)
             logger.warning("node %s reports a %s: %r %r", link.node, what, str(key), detail[:512])
 
+    # Called by the replicas.
+
+    def writer_changed(self, node: str | None) -> None:
+        """Who writes for a node (None: for any) may be another replica now. What the one before wrote is not news here;
+        a node whose replica has gone gets its time to connect elsewhere.
+        """
+        if node is None:
+            keys = list(self.devices.keys())
+        else:
+            keys = list(self._index.of_node(node))
+            self._links.orphaned(node)
+        for key in keys:
+            device = self.devices.get(key)
+            if device is not None and self._writers.writes_for(node_name(device)):
+                self.writer.note(key)
+            else:
+                self.writer.forget(key)
+            self.mirror.note(key)
+            self.queries.look(key, self.statuses.get(key))
+
     # Called by the informers.
 
     def _device_changed(self, key: Key, old: Object | None, new: Object | None) -> None:
@@ -224,7 +292,7 @@ class DeviceController:
             return  # labels, annotations, status: nobody else's business here
         self._index.change(key, old, new)
         self._declarations.forget(key)
-        self._downstream.device_changed(key, old, new)
+        self.downstream.device_changed(key, old, new)
         self.writer.note(key)
 
     def _model_changed(self, key: Key, old: Object | None, new: Object | None) -> None:
@@ -234,7 +302,7 @@ class DeviceController:
         for user in users:
             self._declarations.forget(user)
             self.writer.note(user)
-        self._downstream.model_changed(users)
+        self.downstream.model_changed(users)
 
     def _status_changed(self, key: Key, _old: Object | None, new: Object | None) -> None:
         self.writer.note_status(key, new)

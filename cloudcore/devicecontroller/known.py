@@ -22,6 +22,7 @@ __all__ = [
     "lag_s",
     "merge_state",
     "merge_twins",
+    "merge_written",
     "prune",
 ]
 
@@ -60,6 +61,17 @@ def merge_twins(known: Known, sides: Mapping[str, Sides], properties: Collection
             reported = twin.reported
         if desired is None or not supersedes(desired.updated_ms, twin.desired.updated_ms, now_ms=now_ms):
             desired = twin.desired
+        twins[name] = Twin(name, reported, desired)
+    return known if twins == known.twins else msgspec.structs.replace(known, twins=twins)
+
+
+def merge_written(known: Known, written: Known) -> Known:
+    """Take in what another replica wrote, which had the node before: what is newer by its time, and only that."""
+    twins = dict(known.twins)
+    for name, theirs in written.twins.items():
+        ours = twins.get(name) or Twin(name)
+        reported = theirs.reported if theirs.reported.collected_ms > ours.reported.collected_ms else ours.reported
+        desired = theirs.desired if theirs.desired.updated_ms > ours.desired.updated_ms else ours.desired
         twins[name] = Twin(name, reported, desired)
     return known if twins == known.twins else msgspec.structs.replace(known, twins=twins)
 

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from cloudedge import Message
 from cloudedge.message import now_ms
 
-__all__ = ["GRACE_S", "Links", "NodeLink"]
+__all__ = ["GRACE_S", "Alone", "Links", "NodeLink", "Writers"]
 
 GRACE_S: Final = 10.0
 """A node away for less is as good as connected: reconnects and restarts of the cloud core are no news."""
@@ -25,6 +25,25 @@ class NodeLink(Protocol):
 
     def put_object(self, message: Message, /) -> None:
         """Send until acknowledged, newest per resource."""
+
+
+class Writers(Protocol):
+    """Which of several replicas of the cloud core writes what is known of a node's devices."""
+
+    def writes_for(self, node: str, /) -> bool:
+        """Whether this one does. The node is empty for devices that name none."""
+
+    async def granted(self) -> None:
+        """Returns when this one may write at all: at once, or when it knows again what the others do."""
+
+
+class Alone:
+    """There is one replica: it writes."""
+
+    def writes_for(self, node: str, /) -> bool:  # noqa: ARG002 - the protocol's
+        return True
+
+    async def granted(self) -> None: ...
 
 
 class Links:
@@ -52,6 +71,12 @@ class Links:
         self._lost_at[link.node] = self._clock()
         self._lost_ms[link.node] = now_ms()
         return True
+
+    def orphaned(self, node: str) -> None:
+        """The replica that had the node is gone. Unless the node is connected here, it may be any moment."""
+        if node not in self._links:
+            self._lost_at[node] = self._clock()
+            self._lost_ms[node] = now_ms()
 
     def get(self, node: str) -> NodeLink | None:
         return self._links.get(node)

@@ -12,7 +12,16 @@ from cloudedge import Message, new_message, reply
 from cloudedge.message import now_ms
 from cloudedge.resources import MEMBERSHIP, MEMBERSHIP_DETAIL, TWIN, ObjectPath
 
-__all__ = ["SOURCE", "Operation", "detail_message", "membership_message", "object_message", "ok", "report_ok"]
+__all__ = [
+    "SOURCE",
+    "Operation",
+    "delete_message",
+    "detail_message",
+    "membership_message",
+    "object_message",
+    "ok",
+    "report_ok",
+]
 
 SOURCE: Final = "devicecontroller"
 """On everything the twin of an edge core is to see: with another source it is stored and not acted on."""
@@ -40,6 +49,14 @@ def object_message(operation: Operation, kind: Kind, key: Key, obj: Object) -> M
         content=content,
         resource_version=resource_version(obj),
     )
+
+
+def delete_message(kind: Kind, key: Key, *, uid: str, version: str) -> Message:
+    """The end of an object of which only this is known. With apiVersion and kind, which upstream's leaves out, so that
+    its edge core keeps the object in its second store (channel contract 8.1 #18).
+    """
+    metadata = {"name": key.name, "namespace": key.namespace, "uid": uid}
+    return object_message("delete", kind, key, {"metadata": {**metadata, "resourceVersion": version}})
 
 
 def membership_message(

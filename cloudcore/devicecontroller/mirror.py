@@ -13,7 +13,8 @@ import logging
 import random
 from typing import Any, Final
 
-from cloudcore.devicecontroller.kinds import DEVICES, MIRRORED
+from cloudcore.devicecontroller.kinds import DEVICES, MIRRORED, node_name
+from cloudcore.devicecontroller.links import Alone, Writers
 from cloudcore.devicecontroller.render import owner_uid
 from cloudcore.kube import (
     Informer,
@@ -61,13 +62,22 @@ def mirror_patch(device: Object, status: Object | None, *, wanted: bool) -> Obje
 class Mirror:
     """`note` at any time; `work` in as many tasks as writes may be in flight."""
 
-    def __init__(self, client: KubeClient, devices: Informer, statuses: Informer, *, wanted: bool) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        devices: Informer,
+        statuses: Informer,
+        *,
+        wanted: bool,
+        writers: Writers | None = None,
+    ) -> None:
         self.patches = 0
         self.failed = 0
         self._client = client
         self._devices = devices
         self._statuses = statuses
         self._wanted = wanted
+        self._writers = writers or Alone()
         self._failures: dict[Key, int] = {}
         self._queue: KeyedQueue[Key] = KeyedQueue()
 
@@ -87,6 +97,7 @@ class Mirror:
         while True:
             key = await self._queue.get()
             try:
+                await self._writers.granted()
                 await self._write(key)
                 self._failures.pop(key, None)
             except NotFound:
@@ -101,6 +112,8 @@ class Mirror:
             await asyncio.sleep(0)
 
     def _patch(self, key: Key, device: Object) -> Object:
+        if not self._writers.writes_for(node_name(device)):
+            return {}
         return mirror_patch(device, self._statuses.get(key), wanted=self._wanted)
 
     async def _write(self, key: Key) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from cloudcore.devicecontroller.kinds import STATUSES, node_name
-from cloudcore.devicecontroller.links import Links, NodeLink
+from cloudcore.devicecontroller.links import Alone, Links, NodeLink, Writers
 from cloudcore.devicecontroller.messages import SOURCE
 from cloudcore.kube import (
     Informer,
@@ -101,6 +101,7 @@ class Queries:
         links: Links,
         *,
         knows_questions: Callable[[Key], bool],
+        writers: Writers | None = None,
         settings: QuerySettings | None = None,
     ) -> None:
         """`knows_questions`: whether the edge core that has the device is one that answers."""
@@ -111,6 +112,7 @@ class Queries:
         self._statuses = statuses
         self._links = links
         self._knows_questions = knows_questions
+        self._writers = writers or Alone()
         self._settings = settings or QuerySettings()
         self._loop = asyncio.get_running_loop()
         self._free_at = float("-inf")
@@ -132,6 +134,10 @@ class Queries:
         if self._early is not None:
             self._early.add(key)
             return
+        device = self._find_device(key)
+        if not self._writers.writes_for(node_name(device) if device is not None else ""):
+            self._leave(key)
+            return
         asked = self._asked.setdefault(key, {})
         for id_ in asked.keys() - entries.keys():
             self._forget(asked.pop(id_))
@@ -140,6 +146,11 @@ class Queries:
                 self._open(key, id_, entry, asked)
         if not asked:
             del self._asked[key]
+
+    def _leave(self, key: Key) -> None:
+        """Another replica answers questions about the device."""
+        for asked in self._asked.pop(key, {}).values():
+            self._forget(asked)
 
     def connected(self, link: NodeLink) -> None:
         for question in self._held.pop(link.node, {}).values():
@@ -179,6 +190,7 @@ class Queries:
         while True:
             key = await self._queue.get()
             try:
+                await self._writers.granted()
                 await self._write(key)
             except NotFound:
                 pass  # the watch will say so

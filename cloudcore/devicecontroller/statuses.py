@@ -4,6 +4,9 @@ Level-triggered: whatever changes (a report, a declaration, a node's link, the D
 goes into a queue, and a worker renders the status anew and writes the difference, if there is one. What arrives
 meanwhile is merged and goes with the next PATCH.
 
+A PATCH is refused when the DeviceStatus is not the one that the difference was taken from, so that of two replicas that
+both believe to be in charge for a moment, none overwrites what it has not seen.
+
 The confirmation of a report sets the pace: it leaves when the device may be written again. An edge core that has one
 report of a device on its way then sends the newest values at the moment they can be written, and none grow old here.
 """
@@ -18,14 +21,16 @@ from typing import Final
 
 from cloudcore.devicecontroller.conditions import NodeView, appearance, assumed_link
 from cloudcore.devicecontroller.declarations import Declarations
-from cloudcore.devicecontroller.kinds import STATUSES, node_name
-from cloudcore.devicecontroller.known import Known, forget_state, from_status, prune
-from cloudcore.devicecontroller.links import Links, NodeLink
+from cloudcore.devicecontroller.kinds import DEVICES, STATUSES, node_name
+from cloudcore.devicecontroller.known import Known, forget_state, from_status, merge_written, prune
+from cloudcore.devicecontroller.links import Alone, Links, NodeLink, Writers
 from cloudcore.devicecontroller.messages import report_ok
+from cloudcore.devicecontroller.record import Record
 from cloudcore.devicecontroller.render import device_status, is_lazy, owner_uid, render, status_patch
 from cloudcore.devicecontroller.shown import Shown, read_shown
 from cloudcore.kube import (
     AlreadyExists,
+    Conflict,
     Informer,
     Key,
     KeyedQueue,
@@ -36,6 +41,7 @@ from cloudcore.kube import (
     TooManyRequests,
     Unavailable,
     identity,
+    resource_version,
 )
 from cloudedge.message import now_ms
 
@@ -59,43 +65,6 @@ BACKOFF_CAP_S: Final = 2.0
 REFUSED_CAP_S: Final = 30.0
 
 
-class _Record:
-    """The one place where what is known of a device is kept. Only the writer changes it."""
-
-    __slots__ = (
-        "failures",
-        "known",
-        "lazy_since",
-        "node",
-        "paid_until",
-        "patched_at",
-        "shown",
-        "trouble",
-        "uid",
-        "waiting",
-        "writing",
-    )
-
-    def __init__(self, uid: str, node: str, known: Known, shown: Shown) -> None:
-        self.uid = uid
-        self.known = known
-        self.shown = shown
-        """As rendered last, written or not: times of transition are those of the truth, not of the writes."""
-        self.node = node
-        """Whose word the state is."""
-        self.waiting: dict[str, NodeLink] = {}
-        """Message ids of reports to confirm once what they said is written, and who sent them."""
-        self.writing: Object | None = None
-        """What the API is being told."""
-        self.paid_until = 0.0
-        """Loop time that the PATCHes so far have used up."""
-        self.patched_at = float("-inf")
-        self.lazy_since: float | None = None
-        """Loop time since when nothing is to be written but what can wait."""
-        self.failures = 0
-        self.trouble = ""
-
-
 class StatusWriter:
     """`note` changes at any time; `work` in as many tasks as writes may be in flight."""
 
@@ -108,6 +77,7 @@ class StatusWriter:
         links: Links,
         *,
         tell: Callable[[Key, Object, Shown, Shown], None],
+        writers: Writers | None = None,
         interval_s: float = PATCH_INTERVAL_S,
     ) -> None:
         """`tell` is called with device, what its DeviceStatus showed and what it shows now, after each write."""
@@ -120,9 +90,10 @@ class StatusWriter:
         self._declarations = declarations
         self._links = links
         self._tell = tell
+        self._writers = writers or Alone()
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
-        self._records: dict[Key, _Record] = {}
+        self._records: dict[Key, Record] = {}
         self._later: set[asyncio.TimerHandle] = set()
         self._queue: KeyedQueue[Key] = KeyedQueue()
         self._failing = ""
@@ -133,9 +104,23 @@ class StatusWriter:
 
     def note_status(self, key: Key, status: Object | None) -> None:
         """The DeviceStatus changed: see to it, unless that is our own write, and nobody else's with it."""
-        writing = record.writing if (record := self._records.get(key)) is not None else None
-        if status is None or writing is None or status_patch(status.get("status"), writing):
-            self.note(key)
+        record = self._records.get(key)
+        if record is not None and status is not None:
+            current = status.get("status")
+            if record.writing is not None and not status_patch(current, record.writing):
+                return
+            written = from_status(current) if owner_uid(status) in ("", record.uid) else Known()
+            if record.heard:
+                record.known = merge_written(record.known, written)
+            else:
+                record.known, record.shown = written, read_shown(current)
+        self.note(key)
+
+    def forget(self, key: Key) -> None:
+        """Another replica writes the device's status now. Reports that are not written yet are not confirmed, so that
+        their node sends them again, to it.
+        """
+        self._records.pop(key, None)
 
     def update(
         self, key: Key, device: Object, change: Callable[[Known], Known], *, report_id: str, link: NodeLink
@@ -143,6 +128,7 @@ class StatusWriter:
         """Merge a report into what is known; it is confirmed over `link` once the API has it."""
         record = self._record(key, device)
         record.known = change(record.known)
+        record.heard = True
         record.waiting[report_id] = link
         while len(record.waiting) > MAX_WAITING:
             record.waiting.pop(next(iter(record.waiting)))
@@ -153,6 +139,11 @@ class StatusWriter:
         """Whether the device's edge core has said something that stock ones do not say."""
         record = self._records.get(key)
         return record is not None and record.known.since_ms > 0
+
+    @property
+    def behind(self) -> int:
+        """Writes that are due, and that no writer has had time for."""
+        return self._queue.waiting
 
     def close(self) -> None:
         self._queue.close()
@@ -166,6 +157,7 @@ class StatusWriter:
         while True:
             key = await self._queue.get()
             try:
+                await self._writers.granted()
                 await self._write(key)
                 failures = 0
             except (Unavailable, TooManyRequests) as error:
@@ -193,6 +185,9 @@ class StatusWriter:
             if (gone := self._records.pop(key, None)) is not None:
                 self._confirm(gone)
             return
+        if not self._writers.writes_for(node_name(device)):
+            self.forget(key)
+            return
         record = self._record(key, device)
         wanted = self._wanted(key, record)
         if wanted is None:
@@ -217,7 +212,7 @@ class StatusWriter:
             elif owner_uid(status) != record.uid:
                 await self._adopt(key, device, status, wanted)
             elif patch:
-                await self._patch(key, record, device, patch, wanted)
+                await self._patch(key, record, device, status, patch, wanted)
             else:
                 record.lazy_since = None
                 self._answer(confirmed)  # the API has it already
@@ -232,13 +227,13 @@ class StatusWriter:
         self._tell(key, device, read_shown(current), shown)
         self._answer_at(self._free_at(record), confirmed)
 
-    def _free_at(self, record: _Record) -> float:
+    def _free_at(self, record: Record) -> float:
         """Loop time from which the device may be patched."""
         return max(
             record.paid_until - PATCH_CREDIT * self._interval_s, record.patched_at + PATCH_GAP * self._interval_s
         )
 
-    def _ready_at(self, record: _Record, *, lazy: bool) -> float:
+    def _ready_at(self, record: Record, *, lazy: bool) -> float:
         """Loop time from which a patch may go out."""
         if not lazy:
             return self._free_at(record)
@@ -246,7 +241,7 @@ class StatusWriter:
             record.lazy_since = self._loop.time()
         return max(self._free_at(record), record.lazy_since + LAZY * self._interval_s)
 
-    def _wanted(self, key: Key, record: _Record) -> Object | None:
+    def _wanted(self, key: Key, record: Record) -> Object | None:
         declared = self._declarations.get(key)
         if declared is None:
             return None
@@ -266,16 +261,24 @@ class StatusWriter:
             self._queue.add(key, delay_s=left_s + 0.01)  # look again when the grace is over
         return NodeView(link=assumed_link(shown, node) if left_s > 0 else "down", lost_ms=self._links.lost_ms(node))
 
-    async def _patch(self, key: Key, record: _Record, device: Object, patch: Object, wanted: Object) -> None:
+    async def _patch(
+        self, key: Key, record: Record, device: Object, status: Object, patch: Object, wanted: Object
+    ) -> None:
+        before = record.lazy_since, record.patched_at, record.paid_until
         record.lazy_since = None
         record.patched_at = self._loop.time()
         record.paid_until = max(record.paid_until, record.patched_at) + self._interval_s
         try:
             self.patches += 1
+            patch = {"metadata": {"resourceVersion": resource_version(status)}, **patch}
             self._statuses.observe(await self._client.patch(STATUSES, key, patch))
             record.patched_at = self._loop.time()  # only now for sure: however long it took, the gap is seen outside
         except NotFound:  # deleted, and the watch has not said so yet
             await self._create(key, device, wanted)
+        except Conflict:  # somebody else wrote, and the watch has not said so yet
+            record.lazy_since, record.patched_at, record.paid_until = before
+            self._statuses.observe(await self._client.get(STATUSES, key))
+            raise
 
     async def _create(self, key: Key, device: Object, wanted: Object) -> None:
         try:
@@ -287,17 +290,22 @@ class StatusWriter:
     async def _adopt(self, key: Key, device: Object, status: Object, wanted: Object) -> None:
         """A DeviceStatus without an owner becomes ours; one of a device of that name before is replaced."""
         if owner_uid(status):
+            if identity(await self._client.get(DEVICES, key)) != identity(device):
+                raise Conflict(f"devices {key}: it has been made anew, and the watch has not said so yet")
             await self._client.delete(STATUSES, key, uid=identity(status))
             await self._create(key, device, wanted)
             return
         ours = device_status(key, device, wanted)
         patch = {
             **status_patch(status.get("status"), wanted),
-            "metadata": {"ownerReferences": ours["metadata"]["ownerReferences"]},
+            "metadata": {
+                "ownerReferences": ours["metadata"]["ownerReferences"],
+                "resourceVersion": resource_version(status),
+            },
         }
         self._statuses.observe(await self._client.patch(STATUSES, key, patch))
 
-    def _record(self, key: Key, device: Object) -> _Record:
+    def _record(self, key: Key, device: Object) -> Record:
         """What is known of the device; at first what its DeviceStatus says."""
         uid, node = identity(device), node_name(device)
         record = self._records.get(key)
@@ -310,10 +318,10 @@ class StatusWriter:
         status = self._statuses.get(key)
         ours = status is not None and owner_uid(status) in ("", uid)
         current = status.get("status") if ours and status is not None else None
-        record = self._records[key] = _Record(uid, node, from_status(current), read_shown(current))
+        record = self._records[key] = Record(uid, node, from_status(current), read_shown(current))
         return record
 
-    def _confirm(self, record: _Record) -> None:
+    def _confirm(self, record: Record) -> None:
         """These reports have done what they can: the API has them, or never will."""
         waiting, record.waiting = record.waiting, {}
         self._answer(waiting)

@@ -1,6 +1,6 @@
 """The Kubernetes API as cloudcore needs it: plain JSON objects, caches that follow the API, queues of keys."""
 
-from cloudcore.kube.client import KubeClient, Page
+from cloudcore.kube.client import KubeClient, Page, Scope
 from cloudcore.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -34,6 +34,7 @@ __all__ = [
     "NotFound",
     "Object",
     "Page",
+    "Scope",
     "TooManyRequests",
     "Unauthorized",
     "Unavailable",

@@ -10,6 +10,7 @@ import logging
 import time
 import urllib.parse
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -23,7 +24,7 @@ from cloudcore.kube.errors import Unauthorized, Unavailable, error_for
 from cloudcore.kube.objects import Key, Kind, Object
 from cloudcore.kube.stream import EventStream
 
-__all__ = ["KubeClient", "Page"]
+__all__ = ["EVERYTHING", "KubeClient", "Page", "Scope"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,25 @@ REQUEST_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 10.0
 _RELOAD_INTERVAL_S: Final = 10.0
 _decoder: Final = msgspec.json.Decoder()
+
+
+class Scope(Struct, frozen=True):
+    """Which objects of a kind a list or watch is about; selectors as in the API's query."""
+
+    namespace: str = ""
+    labels: str = ""
+    fields: str = ""
+    metadata_only: bool = False
+    """Ask for names, versions and labels alone; what the objects hold stays at the server."""
+
+    def query(self) -> dict[str, str]:
+        return {
+            name: value for name, value in (("labelSelector", self.labels), ("fieldSelector", self.fields)) if value
+        }
+
+
+EVERYTHING: Final = Scope()
+_METADATA: Final = "application/json;as=PartialObjectMetadata{list};g=meta.k8s.io;v=v1"
 
 
 class Page(Struct, frozen=True):
@@ -69,12 +89,17 @@ class KubeClient:
     def server(self) -> str:
         return str(self._configuration.host)
 
-    async def list_page(self, kind: Kind, *, limit: int = PAGE_OBJECTS, continue_token: str = "") -> Page:
-        """One page of all objects of a kind in all namespaces; without a token from the newest state."""
-        query: dict[str, str] = {"limit": str(limit)}
+    async def list_page(
+        self, kind: Kind, *, scope: Scope = EVERYTHING, limit: int = PAGE_OBJECTS, continue_token: str = ""
+    ) -> Page:
+        """One page of the objects of a kind; without a token from the newest state."""
+        query = {"limit": str(limit), **scope.query()}
         if continue_token:
             query["continue"] = continue_token
-        answer = await self._call("GET", kind.path(), what=f"list {kind.plural}", query=query)
+        accept = _METADATA.format(list="List") if scope.metadata_only else "application/json"
+        answer = await self._call(
+            "GET", kind.path(scope.namespace), what=f"list {kind.plural}", query=query, accept=accept
+        )
         metadata = answer.get("metadata") or {}
         return Page(
             items=[item for item in answer.get("items") or [] if isinstance(item, dict)],
@@ -82,7 +107,15 @@ class KubeClient:
             continue_token=str(metadata.get("continue") or ""),
         )
 
-    async def watch(self, kind: Kind, *, resource_version: str, timeout_s: int, read_timeout_s: float) -> EventStream:
+    async def watch(
+        self,
+        kind: Kind,
+        *,
+        resource_version: str,
+        timeout_s: int,
+        read_timeout_s: float,
+        scope: Scope = EVERYTHING,
+    ) -> EventStream:
         """Changes since `resource_version`, with bookmarks, until the server ends it after `timeout_s`.
 
         `read_timeout_s`: longest silence before the connection counts as dead.
@@ -92,10 +125,14 @@ class KubeClient:
             "allowWatchBookmarks": "true",
             "resourceVersion": resource_version,
             "timeoutSeconds": str(timeout_s),
+            **scope.query(),
         }
         what = f"watch {kind.plural}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=read_timeout_s)
-        response = await self._request("GET", kind.path(), what=what, query=query, timeout=timeout)
+        accept = _METADATA.format(list="") if scope.metadata_only else "application/json"
+        response = await self._request(
+            "GET", kind.path(scope.namespace), what=what, query=query, timeout=timeout, accept=accept
+        )
         return EventStream(response, what)
 
     async def get(self, kind: Kind, key: Key) -> Object:
@@ -108,21 +145,49 @@ class KubeClient:
         what = f"create {kind.plural} {Key(namespace, metadata['name'])}"
         return await self._call("POST", kind.path(namespace), what=what, body=obj)
 
-    async def patch(self, kind: Kind, key: Key, patch: Object) -> Object:
-        """JSON merge patch on the main resource. Returns the object as stored."""
+    async def replace(self, kind: Kind, key: Key, obj: Object, *, subresource: str = "") -> Object:
+        """PUT; `Conflict` when the object's resourceVersion is not the stored one. Returns the object as stored."""
+        path = kind.path(key.namespace, key.name) + (f"/{subresource}" if subresource else "")
+        return await self._call("PUT", path, what=f"replace {kind.plural} {key}", body=obj)
+
+    async def patch(
+        self, kind: Kind, key: Key, patch: Object, *, subresource: str = "", strategic: bool = False
+    ) -> Object:
+        """JSON merge patch, or a strategic one for the built-in kinds. Returns the object as stored."""
         return await self._call(
             "PATCH",
-            kind.path(key.namespace, key.name),
+            kind.path(key.namespace, key.name) + (f"/{subresource}" if subresource else ""),
             what=f"patch {kind.plural} {key}",
             body=patch,
-            content_type="application/merge-patch+json",
+            content_type=f"application/{'strategic-' if strategic else ''}merge-patch+json",
         )
 
-    async def delete(self, kind: Kind, key: Key, *, uid: str = "") -> None:
-        """With `uid` only that very object; `Conflict` when another one has the name by now."""
+    async def request_of(self, kind: Kind, key: Key, subresource: str, obj: Object) -> Object:
+        """POST to a subresource that is a question of its own, such as a service account's `token`."""
+        path = f"{kind.path(key.namespace, key.name)}/{subresource}"
+        return await self._call("POST", path, what=f"create {kind.plural}/{subresource} {key}", body=obj)
+
+    def ca_pem(self) -> bytes:
+        """The CA that vouches for the API server, as far as the kubeconfig or the pod says; may be empty. Reads it.
+
+        Raises:
+            OSError: It is in a file, and that cannot be read.
+        """
+        if data := self._configuration.ca_cert_data:
+            return data if isinstance(data, bytes) else str(data).encode()
+        file = self._configuration.ssl_ca_cert
+        return Path(file).read_bytes() if file else b""
+
+    async def delete(
+        self, kind: Kind, key: Key, *, uid: str = "", version: str = "", grace_s: int | None = None
+    ) -> None:
+        """With `uid` only that very object, with `version` as it was then; else `Conflict`. `grace_s`: for pods."""
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
-        if uid:
-            body["preconditions"] = {"uid": uid}
+        conditions = {name: value for name, value in (("uid", uid), ("resourceVersion", version)) if value}
+        if conditions:
+            body["preconditions"] = conditions
+        if grace_s is not None:
+            body["gracePeriodSeconds"] = grace_s
         await self._call("DELETE", kind.path(key.namespace, key.name), what=f"delete {kind.plural} {key}", body=body)
 
     async def close(self) -> None:
@@ -145,11 +210,12 @@ class KubeClient:
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         await self._limiter.take()
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
         response = await self._request(
-            method, path, what=what, query=query, body=body, content_type=content_type, timeout=timeout
+            method, path, what=what, query=query, body=body, content_type=content_type, accept=accept, timeout=timeout
         )
         try:
             answer = _decoder.decode(await response.read())
@@ -173,9 +239,10 @@ class KubeClient:
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> aiohttp.ClientResponse:
         """The response once its status is a success; its body is still to be read, and it to be released."""
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "kubetwin-cloudcore"}
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": "kubetwin-cloudcore"}
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
         if token:
             headers["Authorization"] = token

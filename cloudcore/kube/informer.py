@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from cloudcore.kube.client import KubeClient
+from cloudcore.kube.client import EVERYTHING, KubeClient, Scope
 from cloudcore.kube.errors import Gone, KubeError, NotFound, TooManyRequests, Unavailable
 from cloudcore.kube.objects import Key, Kind, Object, identity, key_of, resource_version, version_number
 
@@ -38,13 +38,23 @@ class Informer:
     """`run` it in a task; read `get` and `synced` from anywhere in the same loop."""
 
     def __init__(
-        self, client: KubeClient, kind: Kind, *, page_objects: int = 500, read_timeout_s: float = READ_TIMEOUT_S
+        self,
+        client: KubeClient,
+        kind: Kind,
+        *,
+        scope: Scope = EVERYTHING,
+        slim: Callable[[Object], Object] | None = None,
+        page_objects: int = 500,
+        read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
+        """`slim` makes of an object what is to be kept of it; name, namespace, uid and resourceVersion are needed."""
         self.kind = kind
         self.synced = asyncio.Event()
         """Set once the first list is complete; stays set."""
         self.relists = 0
         self._client = client
+        self._scope = scope
+        self._slim = slim
         self._page_objects = page_objects
         self._read_timeout_s = read_timeout_s
         self._objects: dict[Key, Object] = {}
@@ -62,8 +72,17 @@ class Informer:
     def get(self, key: Key) -> Object | None:
         return self._objects.get(key)
 
+    def keys(self) -> Iterable[Key]:
+        """Of all objects there are at the moment."""
+        return self._objects.keys()
+
     def __len__(self) -> int:
         return len(self._objects)
+
+    @property
+    def progress(self) -> int:
+        """The resourceVersion up to which every change is known."""
+        return self._progress
 
     def observe(self, obj: Object) -> None:
         """Take in what the server just answered to a write, ahead of the watch.
@@ -101,7 +120,9 @@ class Informer:
         seen: dict[Key, Object] = {}
         token = ""
         while True:
-            page = await self._client.list_page(self.kind, limit=self._page_objects, continue_token=token)
+            page = await self._client.list_page(
+                self.kind, scope=self._scope, limit=self._page_objects, continue_token=token
+            )
             for item in page.items:
                 # Items of a list carry no apiVersion and kind of their own.
                 item.setdefault("apiVersion", self.kind.api_version)
@@ -131,7 +152,11 @@ class Informer:
     async def _watch(self) -> None:
         timeout_s = random.randint(*WATCH_TIMEOUT_S)  # noqa: S311 - jitter, not a secret
         stream = await self._client.watch(
-            self.kind, resource_version=self._version, timeout_s=timeout_s, read_timeout_s=self._read_timeout_s
+            self.kind,
+            scope=self._scope,
+            resource_version=self._version,
+            timeout_s=timeout_s,
+            read_timeout_s=self._read_timeout_s,
         )
         async with stream:
             self._recovered()
@@ -162,6 +187,8 @@ class Informer:
                 return
         metadata: dict[str, Any] = obj.get("metadata") or {}
         metadata.pop("managedFields", None)  # often half of an object, and nobody here reads them
+        if self._slim is not None:
+            obj = self._slim(obj)
         self._objects[key] = obj
         self._tell(key, old, obj)
 

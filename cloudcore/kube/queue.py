@@ -56,6 +56,11 @@ class KeyedQueue(Generic[K]):
         """Keys that are waiting or being worked on."""
         return len(self._due) + len(self._is_ready) + len(self._running)
 
+    @property
+    def waiting(self) -> int:
+        """Keys that are due, and that no worker has had time for."""
+        return len(self._is_ready)
+
     def close(self) -> None:
         """Forget what is not due yet."""
         if self._timer is not None:

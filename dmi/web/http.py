@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
+from ssl import SSLObject
 from typing import Final
 
 import h11
@@ -23,6 +24,7 @@ __all__ = [
     "HttpConnection",
     "HttpError",
     "Limits",
+    "Peer",
     "Request",
     "Response",
     "as_json",
@@ -55,6 +57,16 @@ class Limits(Struct, frozen=True):
     """Until the client has taken the answer."""
     linger_s: float = 1.0
     """For a refused client to stop sending: closed on at once, it might not see why."""
+    one_request: bool = False
+    """Close after each answer: a client that has asked what it wanted does not keep others out."""
+
+
+class Peer(Struct, frozen=True, eq=False):
+    """Who is at the other end of a connection."""
+
+    address: str = ""
+    tls: SSLObject | None = None
+    """Its certificate can be asked of it; None: plain HTTP."""
 
 
 class Request(Struct, frozen=True):
@@ -72,6 +84,7 @@ class Request(Struct, frozen=True):
     body: bytes = b""
     params: Mapping[str, str] = {}
     """What stands in the path in the place of `{name}` of its route, decoded; it may hold any character."""
+    peer: Peer = Peer()
 
 
 class Response(Struct, frozen=True):
@@ -136,8 +149,11 @@ class HttpConnection:
         self._count = count
         self._refuse = refuse
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        address = writer.get_extra_info("peername")
+        host = str(address[0]) if isinstance(address, tuple) else ""  # a unix socket has none
+        self._peer = Peer(host, writer.get_extra_info("ssl_object"))
         self.busy = False
-        self.last = False
+        self.last = limits.one_request
         """Set from outside: close after the answer under way."""
 
     async def run(self) -> None:
@@ -158,7 +174,7 @@ class HttpConnection:
             try:
                 async with asyncio.timeout(self._limits.read_s):
                     head = await self._head()
-                    request = _request(head, await self._body(head))
+                    request = _request(head, await self._body(head), self._peer)
             except TimeoutError:
                 raise HttpError(408, f"the request was not complete within {self._limits.read_s:g} s") from None
             except h11.RemoteProtocolError as error:
@@ -276,7 +292,7 @@ class HttpConnection:
                 pass
 
 
-def _request(head: h11.Request, body: bytes) -> Request:
+def _request(head: h11.Request, body: bytes, peer: Peer) -> Request:
     headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
     target, host = head.target.decode("ascii"), headers.get("host", "")
     for scheme in ("http://", "https://"):  # RFC 9112, 3.2.2
@@ -284,4 +300,4 @@ def _request(head: h11.Request, body: bytes) -> Request:
             host, slash, rest = target[len(scheme) :].partition("/")
             target = slash + rest or "/"
     path, _, query = target.partition("?")
-    return Request(head.method.decode("ascii"), path, host, headers, query, body)
+    return Request(head.method.decode("ascii"), path, host, headers, query, body, peer=peer)

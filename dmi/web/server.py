@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from dmi.web.http import Answer, HttpConnection, HttpError, Limits, Response, as_text
@@ -27,7 +28,7 @@ LIMITS: Final = Limits()
 
 class HttpServer:
     """`answer` makes the answer to a request, or raises the `HttpError` that `refuse` writes out. `tls` is asked with
-    every connection; None: plain HTTP.
+    every connection; None: plain HTTP. `per_address`: of `connections` one address gets so many; its next is closed.
     """
 
     def __init__(
@@ -37,16 +38,22 @@ class HttpServer:
         limits: Limits = LIMITS,
         refuse: Callable[[HttpError], Response] = as_text,
         tls: Callable[[], ssl.SSLContext | None] = lambda: None,
+        connections: int = MAX_CONNECTIONS,
+        per_address: int | None = None,
     ) -> None:
         self._answer = answer
         self._limits = limits
         self._refuse = refuse
         self._tls = tls
         self._connections: dict[asyncio.Task[None], HttpConnection | None] = {}
-        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._free = asyncio.Semaphore(connections)
+        self._per_address = per_address or connections
+        self._addresses: Counter[str] = Counter()
         self.responses: Counter[int] = Counter()
         """Answers by status."""
         self.tls_failures = 0
+        self.turned_away = 0
+        """Connections of addresses that had their share."""
 
     @property
     def open_connections(self) -> int:
@@ -68,7 +75,7 @@ class HttpServer:
         while True:
             await self._free.acquire()
             try:
-                client, _ = await loop.sock_accept(listener)
+                client, source = await loop.sock_accept(listener)
             except OSError as error:  # too many open files, or a client that left while it waited
                 self._free.release()
                 if str(error) != complaint:
@@ -79,12 +86,22 @@ class HttpServer:
             except BaseException:
                 self._free.release()
                 raise
+            address = str(source[0]) if isinstance(source, tuple) else ""  # a unix socket has none
+            if address and self._addresses[address] >= self._per_address:
+                self.turned_away += 1
+                client.close()
+                self._free.release()
+                continue
+            self._addresses[address] += 1
             task = asyncio.create_task(self._serve(client), name="http client")
             self._connections[task] = None
-            task.add_done_callback(self._ended)
+            task.add_done_callback(partial(self._ended, address))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, address: str, task: asyncio.Task[None]) -> None:
         del self._connections[task]
+        self._addresses[address] -= 1
+        if not self._addresses[address]:
+            del self._addresses[address]
         self._free.release()
         if not task.cancelled() and (error := task.exception()):
             logger.error("HTTP API: a connection failed", exc_info=error)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from cloudedge import MalformedMessage
 from cloudedge.message import now_ms
 from dmi import DeviceId, NodeName, device_id
+from dmi.metrics import Metrics
 from edgecore.bus import Bus, MqttIn, TwinMessage
 from edgecore.devicetwin.catalog import Catalog
 from edgecore.devicetwin.document import Refused, cloud_updated, update
@@ -34,7 +35,6 @@ from edgecore.devicetwin.mqtt_requests import (
 )
 from edgecore.devicetwin.publisher import TwinPublisher
 from edgecore.devicetwin.sync import CloudSync
-from edgecore.metrics import Metrics
 from edgecore.store import (
     Database,
     StateRow,

@@ -10,6 +10,7 @@ from typing import Any
 
 from cloudedge.message import now_ms
 from dmi import ConfigError, DeviceId, DmiError, NodeName, Twin, UnknownDevice, UnknownProperty
+from dmi.metrics import Metrics
 from dmi.ports import MapperInfo, Registration
 from edgecore.devicetwin.catalog import Catalog, Entry
 from edgecore.devicetwin.confirming import confirm_every_ms, is_news
@@ -18,7 +19,6 @@ from edgecore.devicetwin.heard import HeardReports
 from edgecore.devicetwin.merge import merge_state, merge_twins, read_state
 from edgecore.devicetwin.publisher import TwinPublisher
 from edgecore.devicetwin.sync import CloudSync
-from edgecore.metrics import Metrics
 from edgecore.store import Database, StateRow, StoreError, TwinRow, get_state, get_twins, put_twins, update_state
 
 __all__ = ["MAX_VALUE_BYTES", "Intake"]

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from dmi import DeviceId, DmiError, Overloaded, Twin
+from dmi.metrics import Metrics
 from dmi.ports import EdgeCoreHandlers, MapperInfo, Registration
-from edgecore.metrics import Metrics
 from edgecore.store.database import MAX_BACKLOG
 
 __all__ = ["Bucket", "Limits"]

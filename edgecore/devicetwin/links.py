@@ -23,10 +23,10 @@ from typing import Final
 from cloudedge.facts import MapperFacts
 from cloudedge.message import now_ms
 from dmi import ConfigError, DeviceId, DeviceModel, ModelId, PeerRefused, PeerTimeout, PeerUnavailable
+from dmi.metrics import Counter
 from dmi.ports import MapperInfo, MapperPort
 from edgecore.devicetwin.catalog import Declaration
 from edgecore.devicetwin.lease import Lease
-from edgecore.metrics import Counter
 from edgecore.store import Database, StoreError, delete_handed, put_handed
 
 __all__ = ["UNCERTAIN", "MapperLink"]

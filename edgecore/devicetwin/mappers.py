@@ -16,6 +16,7 @@ from typing import Final
 from cloudedge.facts import MapperFacts
 from cloudedge.message import now_ms
 from dmi import ConfigError, DeviceId, DmiError, NodeName, Overloaded
+from dmi.metrics import Metrics
 from dmi.ports import MapperInfo, MapperPort, Registration
 from dmi.types import PIN
 from edgecore.devicetwin import lease, registration, spread
@@ -23,7 +24,6 @@ from edgecore.devicetwin.catalog import Catalog, Declaration, Entry
 from edgecore.devicetwin.links import UNCERTAIN, MapperLink
 from edgecore.devicetwin.merge import Fault
 from edgecore.devicetwin.roster import Roster
-from edgecore.metrics import Metrics
 from edgecore.store import Database, StoreError, delete_mapper, replace_mapper
 
 __all__ = ["Mappers"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -49,14 +49,18 @@ def state_message(device: DeviceId, row: StateRow) -> Message:
     return _message("update", state_resource(namespace, name), _as_text(content))
 
 
-def membership_request(node: str) -> Message:
-    """Asks which devices this node has. Upstream's cloud never answers; ours does, and sends all objects after it."""
+def membership_request(node: str, objects: Mapping[str, tuple[str, str]] | None = None) -> Message:
+    """Asks which devices this node has. Upstream's cloud never answers; ours does, and sends the objects that are not
+    in `objects`, or all when there is none: by resource path the uid and version of what is stored
+    (`cloudedge.inventory`).
+    """
     content = {
         "event_type": "group_membership_event",
         "event_id": str(uuid.uuid4()),
         "group_id": node,
         "operation": "detail",
         "timestamp": now_ms(),
+        **({} if objects is None else {"objects": objects}),
     }
     return _message("get", MEMBERSHIP_DETAIL, _as_text(content))
 

@@ -20,7 +20,7 @@ from typing import Final
 from msgspec import Struct
 
 from dmi import ConfigError
-from edgecore.metrics import Metrics
+from dmi.metrics import Metrics
 
 __all__ = ["Allowed", "Peer", "allowed_of", "guarded_socket", "inner_socket", "peer_of"]
 

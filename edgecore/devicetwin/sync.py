@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from cloudedge import ConnectionLost, Message
+from cloudedge.resources import ObjectPath
 from dmi import DeviceId, NodeName
+from dmi.metrics import Metrics
 from edgecore.bus import Bus, CloudConnected, CloudLost, Confirmed, Upstream
 from edgecore.devicetwin.messages import membership_request, state_message, twin_message
 from edgecore.devicetwin.outbox import InFlight, Key, Outbox
-from edgecore.metrics import Metrics
 from edgecore.store import (
     Database,
     StoreError,
@@ -27,6 +28,7 @@ from edgecore.store import (
     dirty_devices,
     get_state,
     get_twins,
+    object_versions,
     stated_devices,
 )
 
@@ -35,6 +37,8 @@ __all__ = ["CloudSync"]
 logger = logging.getLogger(__name__)
 
 READ_AT_ONCE: Final = 64
+MAX_INVENTORY: Final = 50_000
+"""Objects that the cloud is told of, in some 130 bytes each. With more it is told of none, and sends all of them."""
 _STORE_RETRY_S: Final = 1.0
 _EXPIRE_EVERY_S: Final = 1.0
 
@@ -121,14 +125,26 @@ class CloudSync:
                 *(Key(device, "state") for device in stated_devices(db)),
             ]
 
-        await self._bus.publish(Upstream(membership_request(self._node)))
-        self._ask_for_objects = False
+        await self._ask()
         keys = await self._database.run(job)
         self._outbox.restart(keys)
         self._connection_number += 1
         self._connected.set()
         self._due.set()
         logger.info("%d device reports to bring up to date", len(keys))
+
+    async def _ask(self) -> None:
+        """Ask which devices this node has, and say which objects it need not be sent."""
+        self._ask_for_objects = False
+        try:
+            stored = await self._database.run(_inventory)
+        except StoreError:  # then it is sent everything
+            stored = None
+        try:
+            await self._bus.publish(Upstream(membership_request(self._node, stored)))
+        except ConnectionLost:
+            self._ask_for_objects = True
+            raise
 
     def _store_was_rebuilt(self) -> None:
         """What is on its way carries versions that mean nothing any more, and the objects are to come again."""
@@ -183,8 +199,7 @@ class CloudSync:
         left = dict.fromkeys(keys)
         try:
             if self._ask_for_objects:
-                await self._bus.publish(Upstream(membership_request(self._node)))
-                self._ask_for_objects = False
+                await self._ask()
             for key, message, versions in await self._read(keys):
                 del left[key]
                 if message is None:
@@ -225,6 +240,14 @@ class CloudSync:
                 if not waiting:
                     logger.warning("the cloud does not confirm reports: sending %d of them again", late)
             waiting = bool(late) or (waiting and self._outbox.in_flight > 0)
+
+
+def _inventory(db: sqlite3.Connection) -> dict[str, tuple[str, str]] | None:
+    """Uid and version of every stored object by its resource path. None: too many."""
+    rows = object_versions(db, MAX_INVENTORY + 1)
+    if len(rows) > MAX_INVENTORY:
+        return None
+    return {str(ObjectPath(namespace, kind, name)): (uid, version) for kind, namespace, name, uid, version in rows}
 
 
 def _read(db: sqlite3.Connection, key: Key) -> _Outgoing:

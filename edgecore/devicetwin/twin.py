@@ -14,6 +14,7 @@ from cloudedge.message import now_ms
 from dmi import DeviceId, ModelId, NodeName, device_id
 from dmi.client import MapperClient
 from dmi.local import LocalDmi
+from dmi.metrics import Metrics
 from dmi.ports import LOCAL, MapperInfo, MapperPort
 from dmi.server import serve_edgecore
 from edgecore.bus import Bus, CloudLink, ObjectChange, ObjectsChanged
@@ -30,7 +31,6 @@ from edgecore.devicetwin.merge import Fault, fault_of, set_fault
 from edgecore.devicetwin.peers import allowed_of, guarded_socket, inner_socket
 from edgecore.devicetwin.publisher import TwinPublisher
 from edgecore.devicetwin.sync import CloudSync
-from edgecore.metrics import Metrics
 from edgecore.store import (
     Database,
     StateRow,

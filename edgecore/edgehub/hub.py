@@ -1,7 +1,8 @@
 """The connection to CloudHub, from the first dial to the last message.
 
 One connection at a time. It is lost when the socket says so, when a ping stays unanswered, or when a write does not get
-through; then the next try is due within a second, and after each failure twice as late, at most five seconds.
+through; then the next try is due within a second, and after each failure twice as late, at most five seconds. With a
+renewed certificate a second one is made first, and the other let go after that.
 """
 
 from __future__ import annotations
@@ -9,198 +10,270 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-import ssl
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
-from cloudedge import ConnectionLost, ConnectionRefused, Message, new_message
-from cloudedge.connection import Connection, connect
+from cloudedge import ConnectionLost, Message, new_message, reply
+from cloudedge.connection import Connection
 from cloudedge.message import now_ms
-from cloudedge.tls import client_context
-from edgecore.bus import Bus, CloudConnected, CloudLink, CloudLost, Upstream
+from dmi.metrics import Metrics
+from edgecore.bus import Bus, CertificateRenewed, CloudConnected, CloudLink, CloudLost, Reply, Upstream, UpstreamKept
 from edgecore.config import EdgeHubConfig
+from edgecore.edgehub.addresses import Addresses
+from edgecore.edgehub.asked import Asked
+from edgecore.edgehub.dialling import Dialler, retry_delays
+from edgecore.edgehub.kept import KeptMessages
 from edgecore.edgehub.ratelimit import TokenBucket
 from edgecore.edgehub.routing import route
+from edgecore.store import Database
 
-__all__ = ["EdgeHub", "keepalive", "retry_delays"]
+__all__ = ["EdgeHub", "keepalive"]
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY_S: Final = 1.0
-MAX_RETRY_S: Final = 5.0
 STABLE_AFTER_S: Final = 5.0
-"""A connection that lasted this long was a good one: the next retry starts from the beginning."""
+"""A connection that lasted this long was a good one: the next retry starts from the beginning, at its address."""
+DRAIN_S: Final = 2.0
+"""For the cloud to close the older of two connections, before we do."""
+_MOST_KINDS: Final = 64
+"""Kinds of messages that nothing takes, named in the log."""
 
 
 class EdgeHub:
-    def __init__(self, config: EdgeHubConfig, *, node: str, bus: Bus) -> None:
+    """Raises:
+    ConfigError: `edgeHub.websocket.server` names no address.
+    """
+
+    def __init__(
+        self, config: EdgeHubConfig, *, node: str, bus: Bus, database: Database, metrics: Metrics | None = None
+    ) -> None:
+        metrics = metrics or Metrics()
+        name = "kubetwin_edgecore_cloud"
         self._config = config
         self._node = node
         self._bus = bus
-        self._url = f"wss://{config.websocket.server}"
+        self._addresses = Addresses(config.websocket.server)
+        self._dialler = Dialler(config, node=node, metrics=metrics)
+        self._kept = KeptMessages(
+            database, max_messages=config.outbox_messages, max_bytes=config.outbox_bytes, metrics=metrics
+        )
+        self._asked = Asked()
         self._connection: Connection | None = None
-        self._limit = TokenBucket(config.message_qps, config.message_burst)
-        self._last_problem = ""
-        self._lost = ""
-        """Why the last connection ended."""
+        self._successor: Connection | None = None
+        """Made, and already written to, while what came over the one before it is still taken."""
+        self._renewed = asyncio.Event()
+        self._stuck = False
+        """A write did not get through."""
         self._since_ms = now_ms()
         self._not_taken: dict[str, int] = {}
+        self._connects = metrics.counter(f"{name}_connects_total", "Connections to the cloud that were made.")
+        self._losses = metrics.counter(f"{name}_losses_total", "Connections that ended, by how.", "reason")
+        self._sent = metrics.counter(f"{name}_sent_total", "Messages written to the channel, keepalives apart.")
+        self._received = metrics.counter(f"{name}_received_total", "Messages that came over the channel.")
+        self._untaken = metrics.counter(f"{name}_not_taken_total", "Messages that nothing here takes.")
+        self._late = metrics.counter(f"{name}_late_replies_total", "Answers that nobody waited for any more.")
+        waits = metrics.counter(f"{name}_rate_limit_waits_total", "Messages that edgeHub.messageQPS held up.")
+        self._limit = TokenBucket(config.message_qps, config.message_burst, waited=waits.add)
         bus.subscribe(Upstream, self._send)
+        bus.subscribe(UpstreamKept, self._kept.keep)
+        bus.subscribe(CertificateRenewed, self._note_renewed)
 
     @property
     def link(self) -> CloudLink:
-        connected = self._connection is not None
-        trouble = "" if connected else self._last_problem or self._lost
-        return CloudLink(self._url, connected, self._since_ms, trouble)
+        if (connection := self._connection) is not None:
+            return CloudLink(connection.peer, True, self._since_ms)
+        return CloudLink(str(self._addresses), False, self._since_ms, self._dialler.trouble)
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        loop = asyncio.get_running_loop()
         delays = retry_delays()
-        while True:
-            try:
-                connection = await self._dial()
-                if connection is not None:
-                    since = loop.time()
-                    await self._use(connection)
-                    if loop.time() - since >= STABLE_AFTER_S:
-                        delays = retry_delays()
-            except Exception as error:  # nothing that goes wrong here may end the process
-                self._lost = f"the connection failed in an unexpected way: {error!r}"
-                logger.exception("the connection failed in an unexpected way; connecting again")
-            await asyncio.sleep(next(delays))
+        try:
+            while True:
+                lasted = False
+                try:
+                    lasted = await self._connect_once()
+                except Exception as error:  # nothing that goes wrong here may end the process
+                    self._dialler.note_lost(
+                        self._addresses.current, f"the connection failed in an unexpected way: {error!r}"
+                    )
+                    self._losses.add("failed")
+                    logger.exception("the connection failed in an unexpected way; connecting again")
+                if self._successor is not None:
+                    continue
+                if lasted:
+                    delays = retry_delays()
+                    self._dialler.forget_others(self._addresses.current)
+                    self._addresses.worked()
+                elif not self._addresses.failed():
+                    continue  # the next address, at once
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(next(delays)):
+                        await self._renewed.wait()  # new files are tried at once
+        finally:
+            if self._successor is not None:
+                self._successor.abort()
 
-    async def _dial(self) -> Connection | None:
-        config = self._config
-        try:
-            # Read anew each time: a renewed certificate is used from the next connection on.
-            context = client_context(
-                ca_file=Path(config.tls_ca_file),
-                cert_file=Path(config.tls_cert_file),
-                key_file=Path(config.tls_private_key_file),
-            )
-        except (OSError, ssl.SSLError) as error:
-            files = f"{config.tls_ca_file}, {config.tls_cert_file}, {config.tls_private_key_file}"
-            self._note_problem(f"certificates cannot be used: {error}; check edgeHub's {files}")
-            return None
-        try:
-            connection = await connect(
-                self._url,
-                node=self._node,
-                ssl_context=context,
-                project_id=config.project_id,
-                timeout_s=config.websocket.handshake_timeout,
-                pong_timeout_s=config.websocket.read_deadline,
-            )
-        except ConnectionRefused as error:
-            self._note_problem(f"cannot connect: {error}{_advice(error)}; trying again until it works")
-            return None
-        self._last_problem = ""
-        return connection
+    async def _connect_once(self) -> bool:
+        """Whether there was a connection that lasted."""
+        connection, self._successor = self._successor, None
+        if connection is None:
+            self._renewed.clear()  # what is dialled now has the files there are now
+            connection = await self._dialler.dial(self._addresses.current)
+        if connection is None:
+            return False
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        await self._use(connection)
+        return loop.time() - since >= STABLE_AFTER_S
 
     async def _use(self, connection: Connection) -> None:
-        """Serve one connection until it is lost."""
-        self._connection, self._since_ms = connection, now_ms()
-        beat: asyncio.Task[None] | None = None
+        """Serve one connection until it is lost, or has a successor and is drained."""
+        self._connection, self._since_ms, self._stuck = connection, now_ms(), False
+        self._connects.add()
         try:
-            await self._keep_alive(connection)
-            logger.info("connected to %s as node %s", self._url, self._node)
-            beat = asyncio.create_task(self._beat(connection), name="edgehub keepalive")
-            await self._bus.publish(CloudConnected(self._url))  # if that fails, a new connection may do better
-            while True:
-                await self._pass_on(connection)
-        except ConnectionLost as lost:
-            self._lost = str(lost)
-            logger.warning("%s; connecting again", lost)
+            async with asyncio.TaskGroup() as tasks:
+                beside: list[asyncio.Task[None]] = []
+                try:
+                    await self._write(connection, keepalive())
+                    logger.info("connected to %s as node %s", connection.peer, self._node)
+                    beside.append(tasks.create_task(self._beat(connection), name="edgehub keepalive"))
+                    beside.append(tasks.create_task(self._change_over(connection, tasks), name="edgehub change-over"))
+                    # If that fails, a new connection may do better.
+                    await self._bus.publish(CloudConnected(connection.peer))
+                    while True:
+                        await self._pass_on(connection)
+                except ConnectionLost as lost:
+                    self._note_lost(connection, lost)
+                finally:
+                    for task in beside:
+                        task.cancel()
         finally:
-            self._connection, self._since_ms = None, now_ms()
-            if beat is not None:
-                beat.cancel()
-                await asyncio.wait([beat])  # awaiting it would take a cancellation of ours for its own
+            if self._successor is None:
+                self._connection, self._since_ms = None, now_ms()
             await self._publish(CloudLost())
             await connection.close()
 
     async def _pass_on(self, connection: Connection) -> None:
         message = await connection.receive()
+        self._received.add()
+        if message.header.parent_msg_id and self._kept.settle(message):
+            return
         event = route(message)
         if event is None:
             self._note_not_taken(f"{message.route.operation} of group {message.route.group!r}")
-            return
-        await self._publish(event)
+        elif isinstance(event, Reply):
+            await self._take_reply(event)
+        else:
+            await self._publish(event)
 
-    async def _publish(self, event: Struct) -> None:
-        """One bad message must not end the connection."""
+    async def _take_reply(self, event: Reply) -> None:
+        """A late one is acknowledged as well: upstream's cloud would send it again for ever (channel contract 8.1 #5).
+        Failures and a bare `OK` are not objects, and no cloud waits for them to be acknowledged.
+        """
+        message = event.message
+        if self._asked.is_late(message, asyncio.get_running_loop().time()):
+            self._late.add()
+        taken = await self._publish(event)
+        if taken and message.route.operation == "response" and not message.is_ok:
+            await self._send(Upstream(reply(message)))
+
+    async def _publish(self, event: Struct) -> bool:
+        """One bad message must not end the connection; False: it was not taken up."""
         try:
             await self._bus.publish(event)
         except ConnectionLost:
             pass  # noticed by `receive` as well, which is where it is dealt with
         except Exception:
             logger.exception("%s was dropped", type(event).__name__)
+        else:
+            return True
+        return False
 
     async def _beat(self, connection: Connection) -> None:
         """Say that we are there, every heartbeat. A write that hangs ends the connection."""
         with contextlib.suppress(ConnectionLost):
             while True:
                 await asyncio.sleep(self._config.heartbeat)
-                await self._keep_alive(connection)
+                await self._write(connection, keepalive())
 
-    async def _keep_alive(self, connection: Connection) -> None:
-        await self._write(connection, keepalive())
+    async def _change_over(self, connection: Connection, tasks: asyncio.TaskGroup) -> None:
+        """Send what is kept, until the certificate is renewed: then make the next connection before this one goes."""
+        delays, pause = retry_delays(), 0.0
+        while True:
+            sending = tasks.create_task(self._send_kept(connection), name="edgehub kept messages")
+            try:
+                await asyncio.sleep(pause)
+                await self._renewed.wait()
+            finally:
+                # What goes over a connection that is being replaced may be read there, and dropped.
+                sending.cancel()
+            self._renewed.clear()
+            await asyncio.wait([sending])
+            successor = await self._dialler.dial(connection.peer)
+            if successor is not None:
+                break
+            self._renewed.set()
+            pause = next(delays)
+        self._successor = self._connection = successor
+        logger.info("the certificate is renewed: going on with a new connection to %s", connection.peer)
+        # The cloud takes the newest for the one that counts and closes the other.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                await connection.wait_closed()
+        await connection.close()
+
+    async def _send_kept(self, connection: Connection) -> None:
+        async def write(message: Message) -> None:
+            await self._limit.take()
+            await self._write(connection, message)
+            self._sent.add()
+
+        with contextlib.suppress(ConnectionLost):
+            await self._kept.send_over(connection, write)
 
     async def _send(self, event: Upstream) -> None:
         await self._limit.take()
         if (connection := self._connection) is None:
-            raise ConnectionLost(f"not connected to {self._url}")
+            raise ConnectionLost(f"not connected to {self._addresses}")
+        self._asked.note(event.message, asyncio.get_running_loop().time())
         await self._write(connection, event.message)
+        self._sent.add()
 
     async def _write(self, connection: Connection, message: Message) -> None:
+        deadline_s = self._config.websocket.write_deadline
         try:
-            async with asyncio.timeout(self._config.websocket.write_deadline):
+            async with asyncio.timeout(deadline_s):
                 await connection.send(message)
         except TimeoutError as error:
+            self._stuck = True
             connection.abort()
-            raise ConnectionLost(f"{self._url} took nothing for {self._config.websocket.write_deadline:g} s") from error
+            raise ConnectionLost(f"{connection.peer} took nothing for {deadline_s:g} s") from error
 
-    def _note_problem(self, problem: str) -> None:
-        """Log on the change, not at every try."""
-        if problem != self._last_problem:
-            self._last_problem = problem
-            logger.warning("%s", problem)
+    async def _note_renewed(self, _: CertificateRenewed) -> None:
+        self._renewed.set()
+
+    def _note_lost(self, connection: Connection, lost: ConnectionLost) -> None:
+        reason: Literal["renewed", "stuck", "closed", "silent", "cut"] = connection.end
+        if self._successor is not None:
+            reason = "renewed"
+        elif self._stuck:
+            reason = "stuck"
+        self._losses.add(reason)
+        if reason != "renewed":
+            self._dialler.note_lost(connection.peer, str(lost))
+            logger.warning("%s; connecting again", lost)
 
     def _note_not_taken(self, what: str) -> None:
+        self._untaken.add()
+        if what not in self._not_taken and len(self._not_taken) >= _MOST_KINDS:
+            what = "others"
         count = self._not_taken[what] = self._not_taken.get(what, 0) + 1
         if count == 1:
-            logger.warning("messages from the cloud that nothing here takes are dropped: %s", what)
+            logger.warning("messages from the cloud that nothing here takes are dropped: %.200s", what)
         else:
-            logger.debug("dropped: %s (%d so far)", what, count)
+            logger.debug("dropped: %.200s (%d so far)", what, count)
 
 
 def keepalive() -> Message:
     return new_message(source="websocket", group="resource", operation="keepalive", resource="node", content="ping")
-
-
-def retry_delays() -> Iterator[float]:
-    """Seconds to wait before each next try: the first within 1 s, doubling to 5 s, spread so that nodes do not come
-    back all at once.
-    """
-    ceiling = FIRST_RETRY_S
-    yield random.uniform(0.1, ceiling)  # noqa: S311 - no secret
-    while True:
-        ceiling = min(ceiling * 2, MAX_RETRY_S)
-        yield random.uniform(ceiling / 2, ceiling)  # noqa: S311 - no secret
-
-
-def _advice(error: ConnectionRefused) -> str:
-    cause = error.__cause__
-    match cause:
-        case ssl.SSLCertVerificationError():
-            return " (the name in websocket.server must be in the cloud's certificate, and its CA in tlsCaFile)"
-        case ssl.SSLError():
-            return " (is tlsCertFile signed by the cloud's CA, and the clock right?)"
-        case OSError():
-            return " (is cloudcore running, and websocket.server right?)"
-    return ""

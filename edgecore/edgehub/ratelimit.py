@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 __all__ = ["TokenBucket"]
 
@@ -10,7 +11,9 @@ __all__ = ["TokenBucket"]
 class TokenBucket:
     """`take` returns at once while there are tokens, and else in the order of the calls, `rate` times a second."""
 
-    def __init__(self, rate: float, burst: int) -> None:
+    def __init__(self, rate: float, burst: int, *, waited: Callable[[], None] = lambda: None) -> None:
+        """`waited` is called for each that has to wait."""
+        self._waited = waited
         self._rate = rate
         self._burst = burst
         self._tokens = float(burst)
@@ -24,4 +27,5 @@ class TokenBucket:
             self._filled_at = now
             self._tokens -= 1
             if self._tokens < 0:
+                self._waited()
                 await asyncio.sleep(-self._tokens / self._rate)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from cloudedge import Message
-from edgecore.bus import Confirmed, ObjectMessage, TwinMessage, UserMessage
+from edgecore.bus import Confirmed, ObjectMessage, Reply, TwinMessage, UserMessage
 
 __all__ = ["route"]
 
 
-def route(message: Message) -> ObjectMessage | TwinMessage | UserMessage | Confirmed | None:
+def route(message: Message) -> ObjectMessage | TwinMessage | UserMessage | Confirmed | Reply | None:
     """The event that carries it on; None for what no module here takes."""
     parent = message.header.parent_msg_id
     match message.route.group:
         case "resource" | "func":
-            # A response here would be for a caller that waits; this edge core asks for nothing in that way.
-            return None if parent else ObjectMessage(message)
+            return Reply(message) if parent else ObjectMessage(message)
         case "twin":
             return Confirmed(parent) if parent else TwinMessage(message)
         case "user":
-            # With a parent it answers a caller that waits; of the router's two, EventBus is the one that is here.
+            # With a parent it answers an upload; of the router's two, EventBus is the one that is here.
             return UserMessage(message) if not parent and message.route.source == "router_eventbus" else None
+        case "":
+            # Upstream's errors may come without source and group (channel contract 1.1).
+            return Reply(message) if parent and message.route.operation == "error" else None
     return None

@@ -19,9 +19,9 @@ import msgspec
 from msgspec import Struct
 
 from dmi import ConfigError
+from dmi.metrics import Metrics
 from edgecore.eventbus.outbox import Outbox, Outgoing
 from edgecore.eventbus.settings import BrokerTarget
-from edgecore.metrics import Metrics
 
 if TYPE_CHECKING:
     import aiomqtt

@@ -15,6 +15,7 @@ import msgspec
 
 from cloudedge import Message
 from dmi import DeviceId, Reported
+from dmi.metrics import Metrics
 from edgecore.bus import Bus, MqttIn, MqttOut, StateShown, TwinsGone, TwinsReported, UserMessage
 from edgecore.config import EventBusConfig
 from edgecore.eventbus.client import BrokerClient, Incoming
@@ -30,7 +31,6 @@ from edgecore.eventbus.topics import (
     topic_problem,
 )
 from edgecore.eventbus.uploads import Uploads
-from edgecore.metrics import Metrics
 from edgecore.store import Database, StoreError
 from edgecore.store.topics import add_topic, list_topics, remove_topic, reported_values
 
@@ -92,9 +92,9 @@ class EventBus:
         )
         metrics.gauge(
             "kubetwin_edgecore_mqtt_waiting",
-            "Messages that wait for a broker, or for the cloud.",
+            "Messages that wait for a broker.",
             "where",
-            read=lambda: {("cloud",): len(self._uploads), **{(c.label,): len(c.outbox) for c in self._clients}},
+            read=lambda: {(client.label,): len(client.outbox) for client in self._clients},
         )
         bus.subscribe(UserMessage, self._take_from_cloud)
         bus.listen(MqttOut, self._tell_apps)
@@ -129,7 +129,6 @@ class EventBus:
         async with asyncio.TaskGroup() as tasks:
             if self._process is not None:
                 tasks.create_task(self._process.run(), name="mqtt broker")
-            tasks.create_task(self._uploads.run(), name="mqtt uploads")
             for client in self._clients:
                 tasks.create_task(client.run(), name=f"mqtt {client.label}")
                 if self._rules.publishes:
@@ -158,7 +157,7 @@ class EventBus:
                 await self._take_twin(message)
             case "cloud":
                 self._received.add("cloud")
-                self._uploads.put(message.topic, message.payload)
+                await self._uploads.put(message.topic, message.payload)
             case None:  # of a subscription that a session still has from before
                 self._received.add("nobody")
 

@@ -1,4 +1,4 @@
-"""What waits for a broker, or for the cloud: bounded in number and bytes; the oldest is dropped first, and counted."""
+"""What waits for a broker: bounded in number and bytes; the oldest is dropped first, and counted."""
 
 from __future__ import annotations
 

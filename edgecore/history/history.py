@@ -20,11 +20,11 @@ from msgspec import Struct
 
 from cloudedge.message import now_ms
 from dmi import DeviceId, device_id
+from dmi.metrics import Metrics
 from edgecore.bus import Bus, ObjectsChanged, TwinsReported
 from edgecore.config import HistoryConfig
 from edgecore.history.file import HistoryFile, is_damage
 from edgecore.history.points import Buffer, Last, Point, digest, is_news
-from edgecore.metrics import Metrics
 from edgecore.store import Database, StoreError, list_objects
 
 __all__ = ["History", "open_history"]

@@ -12,9 +12,9 @@ from cloudedge.message import now_ms
 from dmi import DeviceId, device_id
 from dmi.web.exposition import CONTENT_TYPE
 from dmi.web.http import HttpError, Request, Response, json_response
+from dmi.web.metrics_text import exposition
 from dmi.web.process import start_time_s
 from dmi.web.routes import Route
-from edgecore.localapi.exposition import exposition
 from edgecore.localapi.params import read_limit, read_query, read_since
 from edgecore.localapi.sources import Sources
 from edgecore.localapi.views import HISTORY_OFF, brief_view, device_view, history_view
@@ -77,7 +77,9 @@ class LocalApi:
         return json_response(body, 200 if ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        return Response(200, exposition(self._sources.metrics, self.responses).encode(), CONTENT_TYPE)
+        return Response(
+            200, exposition(self._sources.metrics, self.responses, api="kubetwin_edgecore_api").encode(), CONTENT_TYPE
+        )
 
     async def list_devices(self, request: Request) -> Response:
         self._check_served()

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from cloudedge.facts import DeviceFacts
 from dmi import DeviceId
-from edgecore.metrics import Metrics
+from dmi.metrics import Metrics
 from edgecore.store import Database
 
 __all__ = ["FactsReader", "HistoryReader", "PointView", "Sources"]

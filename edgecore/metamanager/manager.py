@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from cloudedge import ConnectionLost, MalformedMessage, Message, new_message
 from cloudedge.message import OK
-from edgecore.bus import Bus, ObjectChange, ObjectMessage, ObjectsChanged, TwinMessage, Upstream
+from edgecore.bus import Bus, CloudConnected, ObjectChange, ObjectMessage, ObjectsChanged, TwinMessage, Upstream
 from edgecore.metamanager.rules import Incoming, Membership, decide, models_in_use, read_membership, read_object
 from edgecore.store import (
     Database,
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 QUEUE_MESSAGES: Final = 256
 """When full, the channel is read no further."""
+SETTLE_S: Final = 5.0
 
 
 class _Work(Struct, frozen=True):
@@ -48,6 +49,7 @@ class MetaManager:
         self._queue: asyncio.Queue[_Work] = asyncio.Queue(QUEUE_MESSAGES)
         self.malformed = 0
         """Messages dropped because they made no sense."""
+        bus.subscribe(CloudConnected, self._settle)
         bus.subscribe(ObjectMessage, self._take_object)
         bus.subscribe(TwinMessage, self._take_membership)
 
@@ -57,7 +59,21 @@ class MetaManager:
             batch = [await self._queue.get()]
             while not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            await self._store(batch)
+            try:
+                await self._store(batch)
+            finally:
+                for _ in batch:
+                    self._queue.task_done()
+
+    async def _settle(self, _: CloudConnected) -> None:
+        """Store what the connection before brought, ahead of everybody who is told of this one: it is said now what is
+        stored, and a deletion that waits would take away what the cloud believes to be here.
+        """
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                await self._queue.join()
+        except TimeoutError:
+            logger.warning("objects from the cloud are not stored after %g s; is the disk slow?", SETTLE_S)
 
     async def _take_object(self, event: ObjectMessage) -> None:
         try:

@@ -18,6 +18,7 @@ from edgecore.store.objects import (
     get_object,
     list_objects,
     object_keys,
+    object_versions,
     put_object,
 )
 from edgecore.store.states import (
@@ -66,6 +67,7 @@ __all__ = [
     "list_objects",
     "list_states",
     "object_keys",
+    "object_versions",
     "open_database",
     "put_handed",
     "put_object",

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from edgecore.metrics import Metrics
+from dmi.metrics import Metrics
 from edgecore.store.medium import Medium, StoreError, open_medium
 from edgecore.store.worker import Batch, Job, Worker
 

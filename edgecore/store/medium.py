@@ -3,8 +3,8 @@
 A full, read-only or failing disk: everything goes on in memory, up to `MEMORY_CAP_BYTES`, and is written back in one
 transaction as soon as the disk takes it. Until then a power cut or a kill loses what changed; the file stays as it was
 when the trouble began, and stays locked. A damaged file: set aside under another name and replaced by a new one with
-the objects and mappers that can still be read; the cloud is asked for the rest, and mappers report twins and states
-anew.
+the objects, mappers and kept messages that can still be read; the cloud is asked for the rest, and mappers report
+twins and states anew.
 
 Everything here runs in the store's thread, except `open_medium`, which runs before there is one.
 """

@@ -67,6 +67,20 @@ _STEPS: Final[tuple[tuple[str, ...], ...]] = (
         # Topics that rules in the cloud subscribed to, upstream's `sub_topics`.
         "CREATE TABLE mqtt_topic (topic TEXT PRIMARY KEY) WITHOUT ROWID",
     ),
+    (
+        # Messages for the cloud that must not be lost, in the order they go in. `body` is the whole envelope.
+        """CREATE TABLE outbox (
+            number INTEGER PRIMARY KEY, key TEXT NOT NULL, body BLOB NOT NULL)""",
+        "CREATE INDEX outbox_key ON outbox (key) WHERE key != ''",
+        # How many there are, kept by the two triggers: counting thousands for each that comes would take longer.
+        """CREATE TABLE outbox_size (
+            one INTEGER PRIMARY KEY, messages INTEGER NOT NULL, bytes INTEGER NOT NULL)""",
+        "INSERT INTO outbox_size (one, messages, bytes) VALUES (1, 0, 0)",
+        """CREATE TRIGGER outbox_grows AFTER INSERT ON outbox BEGIN
+            UPDATE outbox_size SET messages = messages + 1, bytes = bytes + length(NEW.body); END""",
+        """CREATE TRIGGER outbox_shrinks AFTER DELETE ON outbox BEGIN
+            UPDATE outbox_size SET messages = messages - 1, bytes = bytes - length(OLD.body); END""",
+    ),
 )
 
 VERSION: Final = len(_STEPS)

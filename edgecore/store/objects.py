@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-__all__ = ["StoredObject", "delete_object", "get_object", "list_objects", "object_keys", "put_object"]
+__all__ = [
+    "StoredObject",
+    "delete_object",
+    "get_object",
+    "list_objects",
+    "object_keys",
+    "object_versions",
+    "put_object",
+]
 
 
 class StoredObject(Struct, frozen=True):
@@ -42,6 +50,11 @@ def list_objects(db: sqlite3.Connection, kind: str) -> Iterator[StoredObject]:
 def object_keys(db: sqlite3.Connection, kind: str) -> list[tuple[str, str]]:
     """(namespace, name) of every object of a kind."""
     return db.execute("SELECT namespace, name FROM object WHERE kind = ?", (kind,)).fetchall()
+
+
+def object_versions(db: sqlite3.Connection, limit: int) -> list[tuple[str, str, str, str, str]]:
+    """(kind, namespace, name, uid, version) of every object, up to `limit`; no body is read."""
+    return db.execute("SELECT kind, namespace, name, uid, version FROM object LIMIT ?", (limit,)).fetchall()
 
 
 def put_object(db: sqlite3.Connection, obj: StoredObject) -> None:

@@ -19,7 +19,7 @@ __all__ = ["copy_readable", "drop_nonsense"]
 
 logger = logging.getLogger(__name__)
 
-KEPT: Final = ("object", "mapper", "handed", "mqtt_topic")
+KEPT: Final = ("object", "mapper", "handed", "mqtt_topic", "outbox")
 """Tables that are worth reading from a damaged file. Twins and states are not among them: mappers report them anew."""
 
 
@@ -93,6 +93,8 @@ def _mistyped(db: sqlite3.Connection, table: _Table) -> list[tuple[bytes, ...]]:
 
 def _undecodable(db: sqlite3.Connection, table: _Table) -> list[tuple[bytes, ...]]:
     texts = [column for column, type_ in table.types.items() if type_ == "TEXT"]
+    if not texts:
+        return []
     rows = db.execute(f"SELECT {_blobs(texts)}, {_blobs(table.key)} FROM {table.name}")  # noqa: S608
     return [row[len(texts) :] for row in rows if not all(map(_is_text, row[: len(texts)]))]
 

@@ -8,74 +8,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any
 
 from kubetwin.apiserver import builtin_columns as show
+from kubetwin.apiserver.builtin_schema import CONDITIONS, builtin_kind, integer, listing, mapping, struct, text
+from kubetwin.apiserver.builtin_storage import storage_kinds
 from kubetwin.apiserver.crd import crd_kind
 from kubetwin.apiserver.items import JsonObject
-from kubetwin.apiserver.kinds import Column, Kind, Problem, Registry, Version
-from kubetwin.apiserver.schema import compile_schema
+from kubetwin.apiserver.kinds import Kind, Problem, Registry
 
 START_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease", "kubeedge")
 PROTECTED_NAMESPACES = frozenset({"default", "kube-system", "kube-public"})
-
-
-def text(description: str = "") -> JsonObject:
-    return {"type": "string", "description": description} if description else {"type": "string"}
-
-
-def integer(description: str = "") -> JsonObject:
-    return {"type": "integer", "format": "int64", "description": description}
-
-
-def mapping(description: str, *, format_: str | None = None) -> JsonObject:
-    values: JsonObject = {"type": "string", "format": format_} if format_ else {"type": "string"}
-    return {"type": "object", "description": description, "additionalProperties": values}
-
-
-def struct(description: str, **properties: JsonObject) -> JsonObject:
-    """An object schema that also keeps fields it does not name."""
-    return {
-        "type": "object",
-        "description": description,
-        "properties": properties,
-        "x-kubernetes-preserve-unknown-fields": True,
-    }
-
-
-def listing(item: JsonObject) -> JsonObject:
-    return {"type": "array", "items": item}
-
-
-def _kind(
-    plural: str,
-    kind: str,
-    schema: JsonObject,
-    *columns: Column,
-    group: str = "",
-    version: str = "v1",
-    has_status: bool = False,
-    selectable: tuple[str, ...] = (),
-    **more: Any,
-) -> Kind:
-    schema["properties"] = {
-        "apiVersion": text("Versioned schema of this representation of an object."),
-        "kind": text("The REST resource this object represents."),
-        "metadata": {"type": "object", "description": "Standard object's metadata."},
-        **schema["properties"],
-    }
-    served = Version(version, schema, compile_schema(schema), columns, has_status, frozenset(selectable))
-    return Kind(
-        group,
-        kind,
-        plural,
-        (served,),
-        version,
-        singular=kind.lower(),
-        list_kind=f"{kind}List",
-        builtin=True,
-        **more,
-    )
 
 
 def _prepare_namespace(new: JsonObject, old: JsonObject | None) -> None:
@@ -130,14 +72,11 @@ def _check_event(new: JsonObject, _old: JsonObject | None) -> list[Problem]:
     return []
 
 
-_CONDITIONS = listing(struct("", type=text(), status=text(), reason=text(), message=text()))
-
-
 def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
     """All built-in kinds, CustomResourceDefinition among them."""
     secret_data = mapping("The secret data, base64.")
     return (
-        _kind(
+        builtin_kind(
             "namespaces",
             "Namespace",
             struct(
@@ -152,13 +91,13 @@ def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
             selectable=("status.phase",),
             prepare=_prepare_namespace,
         ),
-        _kind(
+        builtin_kind(
             "nodes",
             "Node",
             struct(
                 "Node is a machine of the edge.",
                 spec=struct("Behavior.", unschedulable={"type": "boolean"}, podCIDR=text()),
-                status=struct("Most recently observed status.", conditions=_CONDITIONS),
+                status=struct("Most recently observed status.", conditions=CONDITIONS),
             ),
             *show.NODE,
             namespaced=False,
@@ -166,7 +105,7 @@ def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
             has_status=True,
             selectable=("spec.unschedulable",),
         ),
-        _kind(
+        builtin_kind(
             "secrets",
             "Secret",
             struct(
@@ -181,7 +120,7 @@ def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
             prepare=_prepare_secret,
             check=_check_secret,
         ),
-        _kind(
+        builtin_kind(
             "configmaps",
             "ConfigMap",
             struct(
@@ -194,14 +133,14 @@ def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
             short_names=("cm",),
             check=_check_immutable,
         ),
-        _kind(
+        builtin_kind(
             "serviceaccounts",
             "ServiceAccount",
             struct("ServiceAccount binds together a name and a principal.", secrets=listing(struct("", name=text()))),
             *show.SERVICE_ACCOUNT,
             short_names=("sa",),
         ),
-        _kind(
+        builtin_kind(
             "events",
             "Event",
             struct(
@@ -224,7 +163,7 @@ def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
             ),
             check=_check_event,
         ),
-        _kind(
+        builtin_kind(
             "pods",
             "Pod",
             struct(
@@ -232,7 +171,7 @@ def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
                 spec=struct(
                     "Desired behavior.", nodeName=text(), containers=listing(struct("", name=text(), image=text()))
                 ),
-                status=struct("Most recently observed status.", phase=text(), conditions=_CONDITIONS),
+                status=struct("Most recently observed status.", phase=text(), conditions=CONDITIONS),
             ),
             *show.POD,
             short_names=("po",),
@@ -241,7 +180,7 @@ def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
             selectable=("spec.nodeName", "spec.restartPolicy", "status.phase", "status.podIP", "spec.schedulerName"),
             prepare=_prepare_pod,
         ),
-        _kind(
+        builtin_kind(
             "leases",
             "Lease",
             struct(
@@ -258,5 +197,6 @@ def builtin_kinds(registry: Registry) -> tuple[Kind, ...]:
             *show.LEASE,
             group="coordination.k8s.io",
         ),
+        *storage_kinds(),
         crd_kind(registry),
     )

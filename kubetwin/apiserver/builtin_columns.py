@@ -82,6 +82,18 @@ def _restarts(obj: JsonObject) -> str:
     return str(sum(int(state.get("restartCount") or 0) for state in states if isinstance(state, dict)))
 
 
+def _volume_claim(obj: JsonObject) -> str:
+    claim = _at(obj, "spec", "claimRef")
+    return f"{claim.get('namespace')}/{claim.get('name')}" if isinstance(claim, dict) else ""
+
+
+def _signing_state(obj: JsonObject) -> str:
+    told = [str(c.get("type")) for c in _at(obj, "status", "conditions") or () if isinstance(c, dict)]
+    if _at(obj, "status", "certificate"):
+        told.append("Issued")
+    return ",".join(told) or "Pending"
+
+
 def _none(*path: str) -> Callable[[JsonObject], Any]:
     return _path(*path, default="<none>")
 
@@ -118,6 +130,34 @@ POD = (
     AGE,
     Column("IP", priority=1, value=_none("status", "podIP")),
     Column("Node", priority=1, value=_none("spec", "nodeName")),
+)
+CLAIM = (
+    NAME,
+    Column("Status", value=_phase),
+    Column("Volume", value=_path("spec", "volumeName", default="")),
+    Column("StorageClass", value=_path("spec", "storageClassName", default="")),
+    AGE,
+)
+VOLUME = (
+    NAME,
+    Column("Status", value=_phase),
+    Column("Claim", value=_volume_claim),
+    Column("StorageClass", value=_path("spec", "storageClassName", default="")),
+    AGE,
+)
+VOLUME_ATTACHMENT = (
+    NAME,
+    Column("Attacher", value=_path("spec", "attacher", default="")),
+    Column("Node", value=_path("spec", "nodeName", default="")),
+    Column("Attached", "boolean", value=_path("status", "attached", default=False)),
+    AGE,
+)
+SIGNING_REQUEST = (
+    NAME,
+    AGE,
+    Column("SignerName", value=_path("spec", "signerName", default="<none>")),
+    Column("Requestor", value=_path("spec", "username", default="")),
+    Column("Condition", value=_signing_state),
 )
 LEASE = (NAME, Column("Holder", value=_path("spec", "holderIdentity", default="")), AGE)
 CRD = (NAME, Column("Created At", "date", value=_path("metadata", "creationTimestamp")))

@@ -27,6 +27,7 @@ from kubetwin.apiserver.requests import (
     write_options,
 )
 from kubetwin.apiserver.store import Store
+from kubetwin.apiserver.tokens import Tokens
 from kubetwin.apiserver.views import JSON, IncludeObject, ListMeta, View, choose_shape
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class HttpApi:
         self._registry = registry
         self._objects = objects
         self._token = f"Bearer {token}".encode()
+        self._tokens = Tokens()
         self.metrics = Metrics()
         self.reads = Reads(store, self.metrics)
         self._documents = Documents(registry)
@@ -87,6 +89,9 @@ class HttpApi:
         target = find_target(self._registry, parts)
         if target is not None:
             return await self._on_target(request, target, label)
+        match parts:
+            case ["api", "v1", "namespaces", namespace, "serviceaccounts", name, "token"]:
+                return await self._token_of(request, namespace, name)
         kind = find_review(parts)
         if kind is not None:
             if request.method != "POST":
@@ -102,6 +107,15 @@ class HttpApi:
         if document is None:
             raise errors.no_such_path()
         return document
+
+    async def _token_of(self, request: web.Request, namespace: str, name: str) -> web.Response:
+        if request.method != "POST":
+            raise errors.method_not_allowed("", "serviceaccounts")
+        account = self._store.newest("serviceaccounts", (namespace, name))
+        if account is None:
+            raise errors.not_found("", "serviceaccounts", name)
+        body = read_body(request.headers.get("Content-Type", ""), await request.read())
+        return web.Response(body=encode(self._tokens.request(account, body)), content_type=JSON, status=201)
 
     async def _on_target(self, request: web.Request, target: Target, label: list[str]) -> web.StreamResponse:
         method = request.method

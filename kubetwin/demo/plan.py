@@ -79,8 +79,11 @@ class Plan(Struct, frozen=True):
                 "modules": {
                     "cloudHub": {
                         "tlsCAFile": str(certs / "ca.crt"),
+                        "tlsCAKeyFile": str(certs / "ca.key"),
                         "tlsCertFile": str(certs / "server.crt"),
                         "tlsPrivateKeyFile": str(certs / "server.key"),
+                        "advertiseAddress": ["127.0.0.1"],
+                        "https": {"address": "127.0.0.1", "port": 0},
                         "websocket": {"enable": True, "address": "127.0.0.1", "port": self.hub_port},
                     }
                 },

@@ -43,11 +43,11 @@ class Kubernetes(KubeClient):
         self.created: list[Key] = []
         self.cut = False
 
-    async def patch(self, kind: Kind, key: Key, patch: Object) -> Object:
+    async def patch(self, kind: Kind, key: Key, patch: Object, **how: Any) -> Object:
         if self.cut:
             raise Unavailable("cut off by the test")
         began = time.monotonic()
-        answer = await super().patch(kind, key, patch)
+        answer = await super().patch(kind, key, patch, **how)
         if kind is STATUSES:
             self.patched.append((began, key, patch))
         return answer
@@ -240,7 +240,7 @@ async def running_cloud(
         ca_file=certs / "ca.crt", cert_file=certs / "server.crt", key_file=certs / "server.key"
     )
     settings = hub or HubSettings(host="127.0.0.1", port=0)
-    cloud_hub = CloudHub(settings, ssl_context=context, handler=device_controller)
+    cloud_hub = CloudHub(settings, ssl_context=context, devices=device_controller)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(device_controller.run()), group.create_task(cloud_hub.run())]
         try:

@@ -23,13 +23,17 @@ def configuration(directory: Path, certs: Path, kubeconfig: Path, **hub: object)
     file = directory / "cloudcore.yaml"
     content = {
         "kind": "CloudCore",
+        "commonConfig": {"monitorServer": {"bindAddress": "127.0.0.1:0"}},
         "kubeAPIConfig": {"kubeConfig": str(kubeconfig)},
         "modules": {
             "cloudHub": {
                 "tlsCAFile": str(certs / "ca.crt"),
+                "tlsCAKeyFile": str(certs / "ca.key"),
                 "tlsCertFile": str(certs / "server.crt"),
                 "tlsPrivateKeyFile": str(certs / "server.key"),
+                "advertiseAddress": ["127.0.0.1"],
                 "websocket": {"address": "127.0.0.1", "port": 0},
+                "https": {"address": "127.0.0.1", "port": 0},
                 **hub,
             }
         },
@@ -94,13 +98,13 @@ async def test_serves_and_stops_on_a_signal(tmp_path: Path, api: ApiServer, kube
         for _ in range(2):
             with pytest.raises(ConnectionRefused):  # an edge that trusts another CA, and so hangs up
                 await dial(port, certs, trusting=other / "ca.crt")
-        await running.until_log("handshake failed from 127.0.0.1")
+        await running.until_log("client from 127.0.0.1 was not taken, no TLS")
         assert await running.stop() < 3
         assert running.process.returncode == 0
         await receiving
         assert "Traceback" not in running.log
         assert running.log.count("CloudHub listening") == 1
-        assert running.log.count("handshake failed") == 1
+        assert running.log.count("was not taken, no TLS") == 1
 
 
 async def test_starts_while_the_api_server_is_away(tmp_path: Path, certs: Path) -> None:
@@ -120,19 +124,18 @@ async def test_starts_while_the_api_server_is_away(tmp_path: Path, certs: Path) 
 
 async def test_what_cannot_work_is_said_and_ends_it(tmp_path: Path, certs: Path) -> None:
     missing = tmp_path / "nothing"
-    for hub, words in (({}, f"kubeconfig {missing} is not there"), ({"tlsCAFile": "/no/ca"}, "tlsCAFile /no/ca")):
-        file = configuration(tmp_path, certs, missing, **hub)
-        async with cloudcore(file) as running:
-            await running.until_log(re.escape(words))
-            await running.process.communicate()
-            assert running.process.returncode == 1
-            assert "Traceback" not in running.log
+    async with cloudcore(configuration(tmp_path, certs, missing)) as running:
+        await running.until_log(re.escape(f"kubeconfig {missing} is not there"))
+        await running.process.communicate()
+        assert running.process.returncode == 1
+        assert "Traceback" not in running.log
 
 
-async def test_address_in_use(tmp_path: Path, api: ApiServer, certs: Path) -> None:
-    taken = {"websocket": {"address": "127.0.0.1", "port": api.port}}
-    async with cloudcore(configuration(tmp_path, certs, api.kubeconfig, **taken)) as running:
-        await running.until_log(f"cannot listen on 127.0.0.1:{api.port}")
+@pytest.mark.parametrize("listener", ("websocket", "https"))
+async def test_address_in_use(tmp_path: Path, api: ApiServer, certs: Path, listener: str) -> None:
+    taken = {"address": "127.0.0.1", "port": api.port}
+    async with cloudcore(configuration(tmp_path, certs, api.kubeconfig, **{listener: taken})) as running:
+        await running.until_log(rf"modules\.cloudHub\.{listener}.*cannot listen on 127\.0\.0\.1:{api.port}")
         await running.process.communicate()
         assert running.process.returncode == 1
         assert "Traceback" not in running.log

@@ -52,11 +52,17 @@ kubeAPIConfig: {kubeConfig: /x, contentType: application/json}
 modules:
   cloudHub: {nodeLimit: 7, quic: {enable: false}, dnsNames:}
   edgeController: {enable: true}
+  router: {enable: false}
 """
     config, unknown = load_config(write(tmp_path, text))
     assert config.kube_api_config.kube_config == "/x"
     assert config.modules.cloud_hub.node_limit == 7
-    assert unknown == ["commonConfig", "kubeAPIConfig.contentType", "modules.cloudHub.quic", "modules.edgeController"]
+    assert unknown == [
+        "commonConfig.tunnelPort",
+        "kubeAPIConfig.contentType",
+        "modules.cloudHub.quic",
+        "modules.router",
+    ]
 
 
 @pytest.mark.parametrize(

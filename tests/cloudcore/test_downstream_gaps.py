@@ -1,6 +1,7 @@
 """What keeps upstream's CloudCore from telling a node of its devices, ends it, or makes it lose a report."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,17 +17,17 @@ from tests.cloudcore.support import CRDS, Kubernetes, device, model, open_client
 class NoStatuses(Kubernetes):
     """Its role has no rule for devicestatuses, as upstream's has none."""
 
-    async def list_page(self, kind: Kind, *, limit: int = 500, continue_token: str = "") -> Page:
+    async def list_page(self, kind: Kind, **how: Any) -> Page:
         self._check(kind)
-        return await super().list_page(kind, limit=limit, continue_token=continue_token)
+        return await super().list_page(kind, **how)
 
     async def create(self, kind: Kind, obj: Object) -> Object:
         self._check(kind)
         return await super().create(kind, obj)
 
-    async def patch(self, kind: Kind, key: Key, patch: Object) -> Object:
+    async def patch(self, kind: Kind, key: Key, patch: Object, **how: Any) -> Object:
         self._check(kind)
-        return await super().patch(kind, key, patch)
+        return await super().patch(kind, key, patch, **how)
 
     def _check(self, kind: Kind) -> None:
         if kind is STATUSES:

@@ -23,10 +23,10 @@ class Counting(Kubernetes):
         super().__init__(*args, **kwargs)
         self.mirrored: list[Object] = []
 
-    async def patch(self, kind: Kind, key: Key, patch: Object) -> Object:
+    async def patch(self, kind: Kind, key: Key, patch: Object, **how: Any) -> Object:
         if kind is DEVICES:
             self.mirrored.append(patch)
-        return await super().patch(kind, key, patch)
+        return await super().patch(kind, key, patch, **how)
 
 
 async def counting(api: ApiServer) -> Counting:

@@ -1,10 +1,14 @@
 """What waits for a node: order, newest wins, one in flight per object, again until acknowledged."""
 
+from itertools import pairwise
+from typing import Any
+
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cloudcore.cloudhub.outbox import Outbox
-from cloudedge import Message, new_message
+from cloudcore.cloudhub.outbox import MAX_BYTES, MAX_PLAIN, RESEND_S, Acknowledged, Outbox
+from cloudedge import Message, new_message, reply
 
 RESOURCES = st.sampled_from(["default/device/a", "default/device/b", "default/device/c", "default/devicemodel/m"])
 
@@ -60,8 +64,8 @@ class Outboxes(RuleBasedStateMachine):
     def acknowledge(self, data: st.DataObject) -> None:
         resource = data.draw(st.sampled_from(sorted(self.in_flight)))
         message = self.in_flight.pop(resource)
-        assert self.outbox.acknowledge(message.id)
-        assert not self.outbox.acknowledge(message.id)
+        assert self.outbox.acknowledge(message.id, self.now)
+        assert not self.outbox.acknowledge(message.id, self.now)
 
     @rule(seconds=st.sampled_from([0.1, 4.9, 5.0]))
     def wait(self, seconds: float) -> None:
@@ -83,7 +87,7 @@ class Outboxes(RuleBasedStateMachine):
                 self.plain_got.append(message.id)
             else:
                 self.has[message.route.resource] = message.id
-                self.outbox.acknowledge(message.id)
+                self.outbox.acknowledge(message.id, self.now)
         assert self.has == self.wanted
         assert self.plain_got == self.plain_put
         assert len(self.outbox) == 0
@@ -101,11 +105,110 @@ def test_same_id_until_something_newer() -> None:
     assert outbox.wait_s(1.0) == 4.0
     assert outbox.next(5.0) is first
     outbox.put_object(second)
-    assert outbox.next(6.0) is None
     assert outbox.next(10.0) is second
-    assert not outbox.acknowledge(first.id)
-    assert outbox.acknowledge(second.id)
-    assert outbox.wait_s(10.0) is None
+    assert not outbox.acknowledge(first.id, 11.0)
+    done = outbox.acknowledge(second.id, 12.0)
+    assert done == Acknowledged(second, 2.0)
+    assert outbox.wait_s(12.0) is None
+    assert (outbox.resent, outbox.superseded, outbox.held_bytes) == (1, 1, 0)
+
+
+def test_resends_back_off_up_to_a_minute() -> None:
+    outbox, now, sent_at = Outbox(), 0.0, [0.0]
+    outbox.put_object(message := about("default/device/a"))
+    assert outbox.next(now)
+    for _ in range(6):
+        wait_s = outbox.wait_s(now)
+        assert wait_s is not None
+        assert outbox.next(now + wait_s - 0.01) is None
+        now += wait_s
+        assert outbox.next(now) is message
+        sent_at.append(now)
+    assert [after - before for before, after in pairwise(sent_at)] == [5, 10, 20, 40, 60, 60]
+
+
+def test_something_newer_does_not_wait_for_the_back_off() -> None:
+    outbox = Outbox()
+    outbox.put_object(about("default/device/a"))
+    for now in (0.0, 5.0, 15.0, 35.0):
+        assert outbox.next(now)
+    outbox.put_object(newer := about("default/device/a"))
+    assert outbox.wait_s(36.0) == 0.0
+    assert outbox.next(36.0) is newer
+    assert outbox.wait_s(36.0) == RESEND_S
+
+
+def test_an_answer_that_nobody_waits_for_is_given_up() -> None:
+    outbox, now, times = Outbox(), 0.0, 0
+    answer = new_message(
+        source="edgecontroller", group="resource", operation="response", resource="default/configmap/c", parent="q"
+    )
+    outbox.put_answer(answer)
+    outbox.put_answer(other := reply(answer, content={}))  # of the same path, and not in its way
+    assert [outbox.next(0.0), outbox.next(0.0)] == [answer, other]
+    assert outbox.acknowledge(other.id, 0.0)
+    while (wait_s := outbox.wait_s(now)) is not None:
+        now += wait_s
+        times += outbox.next(now) is answer
+    assert (times, outbox.given_up, len(outbox), outbox.held_bytes) == (4, 1, 0, 0)
+
+
+def versioned(version: str, uid: str = "u", operation: str = "update") -> Message:
+    return new_message(
+        source="devicecontroller",
+        group="resource",
+        operation=operation,
+        resource="default/device/a",
+        content={"metadata": {"uid": uid, "resourceVersion": version}},
+        resource_version=version,
+    )
+
+
+@pytest.mark.parametrize(
+    ("waiting", "put", "left"),
+    (
+        (["9"], versioned("10"), ["10"]),  # numbers, not text
+        (["10"], versioned("9"), ["10"]),
+        (["10"], versioned("10"), ["10"]),
+        (["10"], versioned("", operation="delete"), [""]),
+        ([("7", "u", "delete")], versioned("7"), ["7"]),  # as a model that is needed again
+        ([("7", "u", "delete")], versioned("6"), ["7"]),
+        ([("7", "u", "delete")], versioned("3", uid="v"), ["7", "3"]),  # the deletion first
+        ([("7", "u", "delete"), ("8", "v")], versioned("9", uid="v"), ["7", "9"]),
+        ([("7", "u", "delete"), ("8", "v"), ("9", "v", "delete")], versioned("11", uid="w"), ["7", "11"]),
+        (["x"], versioned("y"), ["y"]),
+    ),
+)
+def test_what_waits_for_an_object(waiting: list[Any], put: Message, left: list[str]) -> None:
+    outbox = Outbox()
+    for entry in waiting:
+        outbox.put_object(versioned(*([entry] if isinstance(entry, str) else entry)))
+    outbox.put_object(put)
+    sent = []
+    while message := outbox.next(0.0):
+        sent.append(message.header.resourceversion)
+        assert outbox.acknowledge(message.id, 0.0)
+    assert sent == left
+    assert outbox.held_bytes == 0
+
+
+def test_an_object_in_flight_is_not_overtaken_by_an_older_version() -> None:
+    outbox = Outbox()
+    outbox.put_object(current := versioned("5"))
+    assert outbox.next(0.0) is current
+    outbox.put_object(versioned("4"))
+    assert outbox.next(60.0) is current
+    assert outbox.superseded == 1
+
+
+def test_more_than_a_node_may_have_waiting() -> None:
+    outbox = Outbox()
+    big = new_message(source="s", group="resource", operation="update", resource="default/device/a", content="x" * 1000)
+    for _ in range(MAX_PLAIN):
+        outbox.post(big)
+    assert not outbox.overflowing
+    outbox.held_bytes += MAX_BYTES
+    assert outbox.overflowing
 
 
 def test_model_stays_before_the_device_that_was_put_again() -> None:

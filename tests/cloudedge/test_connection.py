@@ -12,7 +12,8 @@ from picows import WSMsgType
 
 from cloudedge import ConnectionLost, ConnectionRefused, new_message
 from cloudedge.certificates import create_ca, load, mint, save, sign_node
-from cloudedge.connection import INBOX_MESSAGES, Connection, Refusal, connect, serve
+from cloudedge.connection import INBOX_MESSAGES, Connection, connect
+from cloudedge.listening import Refusal, serve
 from cloudedge.message import Message
 from cloudedge.tls import client_context, node_of, server_context
 
@@ -189,3 +190,62 @@ def test_a_node_does_not_take_the_files_of_others(tmp_path: Path, node: str) -> 
     with pytest.raises(ValueError, match="cannot be a node here"):
         mint(tmp_path / "certs", nodes=["edge-2", node], names=[])
     assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+
+async def test_a_probe_returns_when_what_was_sent_before_has_been_read(cloud: Cloud) -> None:
+    edge = await connect(cloud.url, node="edge-1", ssl_context=cloud.client(), pong_timeout_s=5)
+    hub = await cloud.connections.get()
+    await edge.send(text("before"))
+    await asyncio.wait_for(asyncio.gather(edge.probe(), edge.probe()), 5)
+    assert len(hub._inbox) == 1
+    unread = asyncio.create_task(edge.probe())
+    await hub.close()
+    with pytest.raises(ConnectionLost):
+        await asyncio.wait_for(unread, 5)
+
+
+async def test_large_contents_stop_reading_before_they_are_many(cloud: Cloud) -> None:
+    edge = await connect(cloud.url, node="edge-1", ssl_context=cloud.client())
+    hub = await cloud.connections.get()
+    sending = asyncio.create_task(send_megabytes(edge, 40))
+    async with asyncio.timeout(30):
+        while not hub.is_full:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+    assert not sending.done()
+    assert len(hub._inbox) < 12
+    for _ in range(40):
+        await hub.receive()
+    await sending
+    await edge.close()
+
+
+async def send_megabytes(edge: Connection, count: int) -> None:
+    for _ in range(count):
+        await edge.send(text("x" * 1_000_000))
+
+
+async def test_what_arrived_is_not_handed_out_after_hanging_up(cloud: Cloud) -> None:
+    edge = await connect(cloud.url, node="edge-1", ssl_context=cloud.client())
+    hub = await cloud.connections.get()
+    await edge.send(text("a"))
+    await edge.probe()
+    hub.hang_up(reason="x" * 119 + "\u00e9")  # 120 bytes would cut the last letter
+    with pytest.raises(ConnectionLost):
+        await hub.receive()
+    await asyncio.wait_for(edge.wait_closed(), 5)
+
+
+async def test_unfinished_clients_go_with_the_listener(cloud: Cloud) -> None:
+    context = server_context(
+        ca_file=cloud.directory / "ca.crt",
+        cert_file=cloud.directory / "server.crt",
+        key_file=cloud.directory / "server.key",
+    )
+    listener = await serve(cloud.accept, cloud.connections.put_nowait, host="", port=0, ssl_context=context)
+    with socket.create_connection(listener.sockets[0].getsockname()[:2]) as idle:
+        while not listener.upgrading:  # noqa: ASYNC110 - accepted in another task
+            await asyncio.sleep(0)
+        listener.close()
+        await listener.wait_closed()
+        assert not listener.upgrading
+        assert await asyncio.to_thread(idle.recv, 1) == b""

@@ -16,13 +16,13 @@ import aiomqtt
 import msgspec
 import pytest
 
-from cloudedge import ConnectionLost, Message, new_message
-from edgecore.bus import Bus, CloudConnected, MqttIn, MqttOut, Upstream, UserMessage
+from cloudedge import Message, new_message
+from dmi.metrics import Metrics
+from edgecore.bus import Bus, MqttIn, MqttOut, UpstreamKept, UserMessage
 from edgecore.config import EventBusConfig
 from edgecore.eventbus import EventBus
 from edgecore.eventbus.link import Link
-from edgecore.metrics import Metrics
-from edgecore.store import Database, open_database
+from edgecore.store import Database, StoreError, open_database
 
 DEADLINE_S = 30.0
 UPDATE = "$hw/events/device/default/boiler-1/twin/update"
@@ -46,20 +46,20 @@ class World:
         self.database = database
         self.twin: list[MqttIn] = []
         self.cloud: list[Message] = []
-        self.cloud_is_there = True
+        self.store_takes = True
         self.twin_may = asyncio.Event()
         self.twin_may.set()
         self.bus.subscribe(MqttIn, self._take)
-        self.bus.subscribe(Upstream, self._upload)
+        self.bus.subscribe(UpstreamKept, self._upload)
         self.events = EventBus(config, self.bus, node="edge-1", database=database, metrics=self.metrics)
 
     async def _take(self, event: MqttIn) -> None:
         await self.twin_may.wait()
         self.twin.append(event)
 
-    async def _upload(self, event: Upstream) -> None:
-        if not self.cloud_is_there:
-            raise ConnectionLost("no cloud")
+    async def _upload(self, event: UpstreamKept) -> None:
+        if not self.store_takes:
+            raise StoreError("no room")
         self.cloud.append(event.message)
 
     async def say(self, operation: str, resource: str, content: Any = None) -> None:
@@ -68,10 +68,6 @@ class World:
             source="router_eventbus", group="user", operation=operation, resource=resource, content=content
         )
         await self.bus.publish(UserMessage(message))
-
-    async def cloud_comes(self) -> None:
-        self.cloud_is_there = True
-        await self.bus.publish(CloudConnected("wss://cloud"))
 
     def tell(self, topic: str, payload: bytes, *, latest: bool = False) -> None:
         self.bus.tell(MqttOut(topic, payload, latest))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from picows import WSCloseCode
 
 from cloudedge import ConnectionLost, Message, new_message, reply
-from cloudedge.connection import Connection, serve
+from cloudedge.connection import Connection
+from cloudedge.listening import Listener, serve
 from cloudedge.message import now_ms
 from cloudedge.resources import device_report
 from cloudedge.tls import server_context
@@ -60,7 +62,7 @@ class FakeCloud(Watched):
     def __init__(self, certificates: Path) -> None:
         super().__init__()
         self._certificates = certificates
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._versions = itertools.count(1000)
         self.port = 0
@@ -68,6 +70,10 @@ class FakeCloud(Watched):
         self.connected = 0
         self.confirming = True
         self.answers_membership = True
+        self.confirms_uploads = False
+        """Whether it says at the upgrade that it does, as ours; upstream's answers no upload. Set it before `start`."""
+        self.answers_uploads = True
+        self.uploads: list[Message] = []
         self.objects: dict[str, Json] = {}
         self.messages: list[Message] = []
         self.twins: dict[tuple[str, str], Json] = {}
@@ -78,7 +84,12 @@ class FakeCloud(Watched):
         d = self._certificates
         context = server_context(ca_file=d / "ca.crt", cert_file=d / "server.crt", key_file=d / "server.key")
         self._server = await serve(
-            lambda headers: headers["node_id"], self._open, host="127.0.0.1", port=self.port, ssl_context=context
+            lambda headers: headers["node_id"],
+            self._open,
+            host="127.0.0.1",
+            port=self.port,
+            ssl_context=context,
+            confirms_uploads=self.confirms_uploads,
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -98,6 +109,8 @@ class FakeCloud(Watched):
             await asyncio.wait(tasks)
 
     def _open(self, connection: Connection) -> None:
+        if self.connection is not None and not self.connection.is_closed:
+            self.connection.hang_up(WSCloseCode.POLICY_VIOLATION, "a newer connection took over")
         self.connection = connection
         self.connected += 1
         task = asyncio.create_task(self._serve(connection), name="fake cloud")
@@ -119,6 +132,10 @@ class FakeCloud(Watched):
         route = message.route
         if route.operation == "response":
             self.acknowledged.add(message.header.parent_msg_id)
+        elif route.operation == "upload":
+            self.uploads.append(message)
+            if self.confirms_uploads and self.answers_uploads:
+                await connection.send(reply(message, source="cloudhub"))
         elif route.resource == "membership/detail":
             if self.answers_membership:
                 await self._answer_membership(connection, message)

@@ -22,10 +22,12 @@ import msgspec
 import psutil
 import pytest
 
-from cloudedge.message import now_ms
+from cloudedge import new_message
+from cloudedge.message import encode, now_ms
 from dmi import DeviceId
 from edgecore.config import EdgeCoreConfig, EventBusConfig
 from edgecore.store import open_database
+from edgecore.store.outbox import put_kept
 from tests.edgecore.api_client import get, get_text
 from tests.edgecore.bad_input import (
     CALLS,
@@ -273,6 +275,8 @@ async def test_messages_of_apps(node: Node, port: int) -> None:
 
 # Rows of the database
 
+UPLOAD: Final = new_message(source="bus", group="user", operation="upload", resource="target", content="x")
+
 GARBAGE: Final[dict[str, dict[str, Any]]] = {
     "other type": {"TEXT": b"\x00\xff\x10", "INTEGER": "soon", "BLOB": "text"},
     "nothing": {"TEXT": "", "INTEGER": 0, "BLOB": b""},
@@ -289,14 +293,22 @@ def spoil(file: Path, garbage: dict[str, Any]) -> int:
         tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for table in tables:
             columns = db.execute(f"PRAGMA table_info({table})").fetchall()
-            keys = [column[1] for column in columns if column[5]]
-            key = "device" if "device" in keys else "name" if "name" in keys else "topic"
+            if table == "outbox_size":  # the one row itself; it is counted anew
+                values = [garbage["INTEGER"]] * 2
+                db.execute("UPDATE outbox_size SET messages = ?, bytes = ?", values)
+                spoilt += 2
+                continue
+            key = next(name for name in ("device", "name", "topic", "key") if name in {c[1] for c in columns})
             row = db.execute(f"SELECT * FROM {table} WHERE {key} LIKE '%target%' OR {key} LIKE '%mapper%'").fetchone()
             assert row is not None, table
             for number, (_, name, type_, *_) in enumerate(columns):
                 values = list(row)
                 bad = f"bad-{name}" if table == "object" else f"default/bad-{name}"
                 values[[column[1] for column in columns].index(key)] = bad
+                if table == "outbox":
+                    values[0] = None  # the next number
+                if name == "number" and not isinstance(garbage[type_], int):
+                    continue  # SQLite itself takes nothing else there
                 values[number] = garbage[type_]
                 raw = isinstance(values[number], str) and values[number].startswith("CAST")
                 marks = ["?"] * len(values)
@@ -320,6 +332,7 @@ async def test_rows_that_make_no_sense(
     assert await node.end() == 0
     async with open_database(node.database) as database:  # one of each, and closed as it should be
         await database.run(lambda db: db.execute("INSERT INTO mqtt_topic VALUES ('target')") and None)
+        await database.run(lambda db: put_kept(db, encode(UPLOAD), key="target", max_messages=9, max_bytes=9999))
     assert spoil(node.database, GARBAGE[kind]) > 40
     node.edge = edge_process()
     await node.edge.start()

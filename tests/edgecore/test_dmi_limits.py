@@ -15,13 +15,13 @@ from dmi import server as server_module
 from dmi._pb import api_pb2 as pb
 from dmi._pb.api_pb2_grpc import DeviceManagerServiceStub
 from dmi.client import EdgeCoreClient
+from dmi.metrics import Metrics
 from dmi.ports import MapperInfo, Registration
 from dmi.rpc import open_channel
 from dmi.server import serve_edgecore
 from edgecore.devicetwin import limits as limits_module
 from edgecore.devicetwin import mappers as mappers_module
 from edgecore.devicetwin.limits import AT_ONCE, Bucket, Limits
-from edgecore.metrics import Metrics
 from edgecore.store.database import MAX_BACKLOG
 from mappers.sdk.uplink import Uplink
 from tests.edgecore.conftest import Edge

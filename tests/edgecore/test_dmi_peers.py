@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from dmi import ConfigError, PeerRefused
+from dmi.metrics import Metrics
 from edgecore.config import EdgeCoreConfig
 from edgecore.devicetwin import peers
 from edgecore.devicetwin.peers import Allowed, Peer, allowed_of, guarded_socket, inner_socket, peer_of
-from edgecore.metrics import Metrics
 from tests.edgecore.conftest import Edge, EdgeProcess
 from tests.edgecore.peers import FakeCloud, FakeMapper, device_object, model_object
 

@@ -62,7 +62,8 @@ modules:
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "modules.edged.rootDirectory" in warnings[0]
-    assert "modules.edgeHub.token" in warnings[0]
+    assert "token" not in warnings[0]
+    assert config.modules.edge_hub.token == "secret"
     assert "secret" not in caplog.text
     assert next(r.getMessage() for r in caplog.records if "not available yet" in r.message).endswith("serviceBus")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import logging
 from pathlib import Path
 
 import msgspec
@@ -10,11 +9,11 @@ import pytest
 
 from cloudedge import ConnectionLost, new_message
 from cloudedge.certificates import mint
-from edgecore.bus import Bus, CloudConnected, CloudLost, Upstream
+from edgecore.bus import Upstream
 from edgecore.config import EdgeCoreConfig, EdgeHubConfig
-from edgecore.edgehub import EdgeHub, TokenBucket
-from edgecore.edgehub import hub as hub_module
-from edgecore.edgehub.hub import MAX_RETRY_S, retry_delays
+from edgecore.edgehub import TokenBucket, dialling
+from edgecore.edgehub.dialling import MAX_RETRY_S, retry_delays
+from tests.edgecore.hub_world import Events, Told
 from tests.edgecore.peers import NODE, FakeCloud
 
 
@@ -44,46 +43,10 @@ async def test_a_bucket_lets_a_burst_through_and_then_its_rate() -> None:
     assert loop.time() - start >= 0.19
 
 
-class Told(logging.Filter):
-    """Waits for log lines."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: asyncio.Queue[str] = asyncio.Queue()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        self._lines.put_nowait(record.getMessage())
-        return True
-
-    async def until(self, text: str) -> None:
-        async with asyncio.timeout(10):
-            while text not in await self._lines.get():
-                pass
-
-
-class Events:
-    """A hub of its own, and what it tells."""
-
-    def __init__(self, settings: EdgeHubConfig) -> None:
-        self.bus = Bus()
-        self.connected: asyncio.Queue[CloudConnected] = asyncio.Queue()
-        self.lost: asyncio.Queue[CloudLost] = asyncio.Queue()
-        self.bus.subscribe(CloudConnected, self.connected.put)
-        self.bus.subscribe(CloudLost, self.lost.put)
-        self.hub = EdgeHub(settings, node=NODE, bus=self.bus)
-
-    async def __aenter__(self) -> "Events":
-        self._task = asyncio.create_task(self.hub.run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        assert self._task.cancelled()
-
-
-async def test_a_cut_is_noticed_at_once_and_repaired_within_seconds(settings: EdgeHubConfig, cloud: FakeCloud) -> None:
-    async with Events(settings) as events, asyncio.timeout(10):
+async def test_a_cut_is_noticed_at_once_and_repaired_within_seconds(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path
+) -> None:
+    async with Events(settings, tmp_path) as events, asyncio.timeout(10):
         await events.connected.get()
         await cloud.cut()
         await events.lost.get()
@@ -94,9 +57,11 @@ async def test_a_cut_is_noticed_at_once_and_repaired_within_seconds(settings: Ed
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_stop_that_meets_a_cut_is_still_a_stop(settings: EdgeHubConfig, cloud: FakeCloud, turns: int) -> None:
+async def test_a_stop_that_meets_a_cut_is_still_a_stop(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path, turns: int
+) -> None:
     """Whatever the hub is doing about the cut, a cancellation must not be taken for that of its keepalive."""
-    async with Events(settings) as events, asyncio.timeout(10):
+    async with Events(settings, tmp_path) as events, asyncio.timeout(10):
         await events.connected.get()
         connection = events.hub._connection
         assert connection is not None
@@ -109,14 +74,14 @@ async def test_a_stop_that_meets_a_cut_is_still_a_stop(settings: EdgeHubConfig, 
         assert done
 
 
-async def test_a_cloud_that_falls_silent_is_given_up(settings: EdgeHubConfig, cloud: FakeCloud) -> None:
+async def test_a_cloud_that_falls_silent_is_given_up(settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path) -> None:
     """The socket stays open and takes what is written, but nobody answers."""
     impatient = msgspec.structs.replace(
         settings, websocket=msgspec.structs.replace(settings.websocket, read_deadline=0.3)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cloudedge.connection._PING_IDLE_S", 0.3)
-        async with Events(impatient) as events, asyncio.timeout(10):
+        async with Events(impatient, tmp_path) as events, asyncio.timeout(10):
             await events.connected.get()
             assert cloud.connection is not None
             transport = cloud.connection._transport
@@ -126,8 +91,10 @@ async def test_a_cloud_that_falls_silent_is_given_up(settings: EdgeHubConfig, cl
             cloud.connection.abort()
 
 
-async def test_keepalives_come_at_once_and_then_every_heartbeat(settings: EdgeHubConfig, cloud: FakeCloud) -> None:
-    async with Events(msgspec.structs.replace(settings, heartbeat=0.05)):
+async def test_keepalives_come_at_once_and_then_every_heartbeat(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path
+) -> None:
+    async with Events(msgspec.structs.replace(settings, heartbeat=0.05), tmp_path):
         await cloud.until(lambda: len(cloud.messages) >= 4)
         assert {m.route.operation for m in cloud.messages} == {"keepalive"}
 
@@ -139,8 +106,8 @@ async def test_a_problem_is_logged_once_with_what_to_do_and_is_not_the_end(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(hub_module, "FIRST_RETRY_S", 0.11)
-    monkeypatch.setattr(hub_module, "MAX_RETRY_S", 0.12)
+    monkeypatch.setattr(dialling, "FIRST_RETRY_S", 0.11)
+    monkeypatch.setattr(dialling, "MAX_RETRY_S", 0.12)
     mint(tmp_path / "other", nodes=[NODE], names=["127.0.0.1"])
     good = {name: Path(getattr(settings, f"tls_{name}_file")).read_bytes() for name in ("ca", "cert", "private_key")}
     files = {name: tmp_path / name for name in good}
@@ -149,7 +116,7 @@ async def test_a_problem_is_logged_once_with_what_to_do_and_is_not_the_end(
     told = Told()
     caplog.handler.addFilter(told)
 
-    async with Events(mine) as events, asyncio.timeout(20):
+    async with Events(mine, tmp_path) as events, asyncio.timeout(20):
         await told.until("certificates cannot be used")
         for name, file in files.items():
             file.write_bytes(good[name])

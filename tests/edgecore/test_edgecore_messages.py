@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloudedge import MalformedMessage, Message, decode, encode, new_message
 from dmi import Desired, DeviceId, Reported, Twin
-from edgecore.bus import Confirmed, ObjectMessage, TwinMessage, UserMessage
+from edgecore.bus import Confirmed, ObjectMessage, Reply, TwinMessage, UserMessage
 from edgecore.devicetwin.messages import membership_request, state_message, twin_message
 from edgecore.edgehub import keepalive, route
 from edgecore.metamanager.manager import acknowledgement
@@ -119,7 +119,7 @@ def test_everything_recorded_from_the_cloud_is_understood(message: Message) -> N
     parent = message.header.parent_msg_id
     match message.route.group, bool(parent):
         case "resource", True:
-            assert event is None
+            assert event == Reply(message)
         case "resource", False:
             assert isinstance(event, ObjectMessage)
             incoming = read_object(message)

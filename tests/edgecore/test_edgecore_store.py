@@ -12,7 +12,7 @@ import pytest
 
 from dmi import Desired, DeviceId, Reported, Twin
 from dmi.client import MapperInfo
-from edgecore.metrics import Metrics
+from dmi.metrics import Metrics
 from edgecore.store import (
     StateRow,
     StoredObject,

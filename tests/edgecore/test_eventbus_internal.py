@@ -80,19 +80,17 @@ async def test_the_other_topics_go_to_the_cloud(tmp_path: Path) -> None:
             assert message.data(str) == "text \ufffd"
 
 
-async def test_uploads_wait_for_the_cloud_in_order_and_are_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edgecore.eventbus.uploads.MAX_WAITING", 10)
+async def test_an_upload_that_cannot_be_stored_is_counted_and_the_next_one_goes(tmp_path: Path) -> None:
     async with world(config(), tmp_path) as one, app(port_of(one)) as local:
-        one.cloud_is_there = False
-        for number in range(30):
+        one.store_takes = False
+        for number in range(3):
             await local.publish("default/user/a", b"%d" % number)
-        await until(lambda: one.count("dropped_total", "cloud", "full") >= 20, "the oldest are dropped")
-        await one.cloud_comes()
-        await until(lambda: len(one.cloud) >= 10, "the rest goes up")
-        assert [message.data(str) for message in one.cloud][-10:] == [str(number) for number in range(20, 30)]
-        assert len(one.cloud) + one.count("dropped_total", "cloud", "full") == 30
+        await until(lambda: one.count("dropped_total", "cloud", "not stored") == 3, "they are counted")
+        one.store_takes = True
+        for number in range(3, 30):
+            await local.publish("default/user/a", b"%d" % number)
+        await until(lambda: len(one.cloud) >= 27, "the others are kept for the cloud")
+        assert [message.data(str) for message in one.cloud] == [str(number) for number in range(3, 30)]
 
 
 async def test_the_cloud_publishes_and_subscribes_and_that_outlives_a_restart(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from dmi import DeviceId, Reported, Twin
 from dmi.client import MapperInfo
-from edgecore.metrics import Metrics
+from dmi.metrics import Metrics
 from edgecore.store import (
     Database,
     StateRow,

@@ -16,12 +16,12 @@ import msgspec
 import pytest
 
 from dmi import DeviceId, Reported, Twin
+from dmi.metrics import Metrics
 from edgecore.bus import Bus, ObjectChange, ObjectsChanged, TwinsReported
 from edgecore.config import HistoryConfig
 from edgecore.history import History, history, open_history
 from edgecore.history.file import HistoryFile
 from edgecore.history.points import Point
-from edgecore.metrics import Metrics
 from edgecore.store import Database, StoredObject, open_database, put_object
 from tests.edgecore.peers import DEADLINE_S, device_object
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from cloudedge import decode
 from dmi import Desired, DeviceId, Reported, Twin
 from edgecore.store import StateRow, TwinRow, get_state, get_twins, open_database
 from edgecore.store.migrations import VERSION, migrate
+from edgecore.store.outbox import OutboxSize, next_kept, outbox_size
 
 SAVED = Path(__file__).parent.parent / "data" / "edgecore"
 DEVICE = DeviceId("default/boiler-1")
@@ -27,6 +29,13 @@ async def test_a_saved_file_of_any_version_opens(version: int, tmp_path: Path) -
         rows = await database.run(lambda db: get_twins(db, DEVICE))
         state = await database.run(lambda db: get_state(db, DEVICE))
         assert await database.run(lambda db: db.execute("PRAGMA user_version").fetchone()) == (VERSION,)
+        kept = await database.run(lambda db: next_kept(db, after=0, limit=9, max_bytes=9999))
+        size = await database.run(outbox_size)
+    if version < 4:  # nothing was kept for the cloud
+        assert (kept, size) == ([], OutboxSize())
+    else:
+        assert [(row.number, decode(row.body).data(float)) for row in kept] == [(2, 21.5), (3, 21.5)]
+        assert size == OutboxSize(2, sum(len(row.body) for row in kept))
     if version < 3:  # neither sides with versions of their own, nor a time of the state
         assert rows == {"temperature": TwinRow(TWIN, 2, 1, reported_edge=2, desired_edge=2)}
         assert state == StateRow("online", "", "", "", 12, 3, 1)

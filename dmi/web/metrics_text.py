@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 
+from dmi.metrics import Counter, Metrics
 from dmi.web.exposition import Family, head, label_text, sample_line
 from dmi.web.process import process_figures
-from edgecore.metrics import Counter, Metrics
 
 __all__ = ["exposition"]
 
 logger = logging.getLogger(__name__)
 
 
-def exposition(metrics: Metrics, responses: Mapping[int, int]) -> str:
-    """`responses`: answers of the API by status."""
-    return "".join((*_counted(metrics), *_responses(responses), *_process()))
+def exposition(metrics: Metrics, responses: Mapping[int, int], *, api: str) -> str:
+    """`responses`: answers by status of the HTTP API that this is asked of; `api`: what that family is called."""
+    return "".join((*_counted(metrics), *_responses(api, responses), *_process()))
 
 
 def _counted(metrics: Metrics) -> Iterator[str]:
@@ -35,8 +35,8 @@ def _counted(metrics: Metrics) -> Iterator[str]:
             yield sample_line(entry.name, label_text(dict(zip(labels, label_values, strict=False))), shown)
 
 
-def _responses(responses: Mapping[int, int]) -> Iterator[str]:
-    family = Family("kubetwin_edgecore_api_responses_total", "counter", "Answers of the local API.")
+def _responses(api: str, responses: Mapping[int, int]) -> Iterator[str]:
+    family = Family(f"{api}_responses_total", "counter", "Answers of this HTTP API.")
     yield head(family)
     for status, count in sorted(responses.items()):
         yield sample_line(family.name, label_text({"code": str(status)}), count)

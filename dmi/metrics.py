@@ -1,4 +1,4 @@
-"""What edge core counts, and what can be asked of it at any moment: plain data, written out by the local API.
+"""What a core counts, and what can be asked of it at any moment: plain data, written out by its HTTP API.
 
 A module makes its counters when it is made and adds to them; a gauge is read when somebody looks. Label values come
 from a bounded set (reasons, mapper names), never from what a peer sends.
@@ -48,7 +48,7 @@ class _Entry(Struct, frozen=True, eq=False):
 
 
 class Metrics:
-    """Names begin with `kubetwin_edgecore_`; counters end in `_total`, sizes in their unit."""
+    """Names begin with `kubetwin_edgecore_` or `kubetwin_cloudcore_`; counters end in `_total`, sizes in their unit."""
 
     def __init__(self) -> None:
         self.entries: dict[str, _Entry] = {}
@@ -70,3 +70,7 @@ class Metrics:
     def gauge(self, name: str, help_: str, *labels: str, read: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
         """Without labels the mapping has the one key `()`."""
         self.entries[name] = _Entry(name, "gauge", help_, Gauge(labels, read))
+
+    def counted(self, name: str, help_: str, *labels: str, read: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
+        """A counter that is kept elsewhere, read when somebody looks."""
+        self.entries[name] = _Entry(name, "counter", help_, Gauge(labels, read))

@@ -1,0 +1,1 @@
+"""The cloud-edge channel: how many nodes, how fast, how steady."""

@@ -1,0 +1,70 @@
+"""Looks at what a node says before it is let in, and at the paths of what it sends. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from cloudedge import Message
+from cloudedge.listening import Refusal
+
+__all__ = ["MAX_ID", "node_of_upgrade", "wrong_with"]
+
+_NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+"""A Kubernetes object name (RFC 1123 subdomain), as node names are."""
+MAX_ID: Final = 128
+"""Characters of a message id; they are 36."""
+_MAX_RESOURCE: Final = 1024
+"""Two names of 253 characters, and what is between them."""
+
+
+def node_of_upgrade(headers: Mapping[str, str]) -> str:
+    """The node's name, of a request that is right (channel contract 2.3).
+
+    Raises:
+        Refusal: What is wrong with it. Its text is for the log too: what comes from the node is quoted and short.
+    """
+    nodes = _all(headers, "node_id")
+    node = nodes[0] if nodes else ""
+    if len(nodes) > 1 or not _NODE_NAME.fullmatch(node):
+        raise Refusal(400, f"header node_id {', '.join(nodes)[:64]!r} is not a node name")
+    uses = _all(headers, "ConnectionUse")
+    if uses != ["msg"]:
+        raise Refusal(400, f"header ConnectionUse is {', '.join(uses)[:64]!r}, not 'msg'")
+    origins = _all(headers, "Origin")
+    if origins and not _same_origin(origins, headers.get("Host", "")):
+        raise Refusal(403, f"header Origin {', '.join(origins)[:64]!r} is not this host")
+    return node
+
+
+def wrong_with(message: Message, node: str) -> str:
+    """Why a message of `node` must not be passed on, in words for counting; empty: nothing.
+
+    A path is the node's own: it starts with a namespace, and whoever reads it puts `node/<node>/` before it. One that
+    brings such a beginning along, or climbs, would be another node's to a reader that is not careful.
+    """
+    if not message.id or len(message.id) > MAX_ID or len(message.header.parent_msg_id) > MAX_ID:
+        return "message id"
+    if message.route.group == "user":
+        return ""  # topics and URLs
+    resource = message.route.resource
+    parts = resource.split("/")
+    if len(resource) > _MAX_RESOURCE or not resource.isprintable() or ".." in parts or "." in parts:
+        return "resource"
+    if parts[0] == "node" and len(parts) > 3 and parts[1] != node:
+        return "resource of another node"
+    return ""
+
+
+def _all(headers: Mapping[str, str], name: str) -> list[str]:
+    """Every value of a header. One sent twice means one thing to a proxy and another to us."""
+    getall = getattr(headers, "getall", None)
+    if getall is not None:
+        return list(getall(name, []))
+    return [headers[name]] if name in headers else []
+
+
+def _same_origin(origins: list[str], host: str) -> bool:
+    _, separator, authority = origins[0].partition("://")
+    return len(origins) == 1 and bool(separator) and bool(host) and authority.lower() == host.lower()

@@ -1,0 +1,83 @@
+"""Requests of nodes in bounded lanes, one a node, so that none waits behind another node's slow or many ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, TypeVar
+
+__all__ = ["AT_ONCE", "LANE", "Lanes"]
+
+T = TypeVar("T")
+
+AT_ONCE: Final = 4
+"""Requests of one node that are worked on at a time; the others of it wait in order."""
+LANE: Final = 256
+"""Requests of one node that wait. A stock edge core sends 30 a second at most and waits for most answers."""
+WAITING: Final = 50_000
+"""Requests of all nodes that wait."""
+
+
+class Lanes(Generic[T]):
+    """`add` from anywhere in the loop; each `work` task serves one request after the other until cancelled."""
+
+    def __init__(self, serve: Callable[[T], Awaitable[None]], *, at_once: int = AT_ONCE, lane: int = LANE) -> None:
+        """`serve` raises nothing."""
+        self._serve = serve
+        self._at_once = at_once
+        self._lane = lane
+        self._waiting: dict[str, deque[T]] = {}
+        self._running: Counter[str] = Counter()
+        self._turns: asyncio.Queue[str] = asyncio.Queue()
+        """A node's name for each request of it that may start."""
+        self._turns_of: Counter[str] = Counter()
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Requests that wait."""
+        return self._count
+
+    @property
+    def running(self) -> int:
+        return sum(self._running.values())
+
+    def add(self, node: str, request: T) -> bool:
+        """False when too many wait already."""
+        if len(self._waiting.get(node, ())) >= self._lane or self._count >= WAITING:
+            return False
+        self._waiting.setdefault(node, deque()).append(request)
+        self._count += 1
+        self._offer(node)
+        return True
+
+    def _offer(self, node: str) -> None:
+        """Give the node a turn if it has something to do with it."""
+        busy = self._running[node] + self._turns_of[node]
+        if busy < self._at_once and self._turns_of[node] < len(self._waiting.get(node, ())):
+            self._turns_of[node] += 1
+            self._turns.put_nowait(node)
+
+    async def work(self) -> None:
+        while True:
+            node = await self._turns.get()
+            self._less(self._turns_of, node)
+            lane = self._waiting.get(node)
+            if not lane:
+                continue
+            request = lane.popleft()
+            self._count -= 1
+            if not lane:
+                del self._waiting[node]
+            self._running[node] += 1
+            try:
+                await self._serve(request)
+            finally:
+                self._less(self._running, node)
+                self._offer(node)
+
+    @staticmethod
+    def _less(counts: Counter[str], node: str) -> None:
+        counts[node] -= 1
+        if not counts[node]:
+            del counts[node]

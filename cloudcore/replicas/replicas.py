@@ -1,0 +1,372 @@
+"""Which replica of the cloud core owns which node, and which one leads.
+
+A replica that a node is connected to owns it, and the newest connection wins. For a node without a live owner the
+leader speaks. Both are Leases that are written only when they change hands (see `leases`): that a replica lives is said
+once, in its own Lease (`own`), not once for each of its nodes. Clocks of replicas are never compared: a Lease is fresh
+while its renewals are seen to come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import socket
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct
+
+from cloudcore.kube import AlreadyExists, Conflict, Informer, Key, KubeClient, KubeError, NotFound, Object
+from cloudcore.replicas import leases
+from cloudcore.replicas.leases import LEADER, LEASES
+from cloudcore.replicas.own import OwnLease, clock
+from dmi import ConfigError
+from dmi.metrics import Metrics
+
+__all__ = ["ReplicaSettings", "ReplicaStatus", "Replicas", "replica_name"]
+
+logger = logging.getLogger(__name__)
+
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,198}[a-z0-9])?")
+_TAKEOVERS: Final = 32
+"""Leases of nodes that are written at a time."""
+_RETRY_CAP_S: Final = 2.0
+
+
+class ReplicaSettings(Struct, frozen=True):
+    name: str
+    """This process among all that serve the same nodes, and the same after a restart."""
+    renew_s: float = 3.0
+    lease_s: float = 10.0
+    """A replica that was not seen to renew its Lease for so long is dead."""
+    look_s: float = 0.5
+    """How often it is looked at who has died."""
+
+
+class ReplicaStatus(Struct, frozen=True):
+    """For those who ask whether this process works."""
+
+    name: str
+    valid: bool
+    """Whether it may write: its Lease is fresh, and it knows what others have taken over."""
+    leader: str
+    """Who leads, as far as is known here; empty: nobody."""
+    owned: int
+    """Nodes whose owner this replica is, connected or not."""
+    replicas: tuple[str, ...]
+    """Who lives, this one included."""
+
+
+def replica_name(configured: str) -> str:
+    """What a replica is called: as configured, else the host's name.
+
+    Raises:
+        ConfigError: It cannot be part of a Lease's name.
+    """
+    name = configured or re.sub(r"[^-a-z0-9.]", "-", socket.gethostname().lower()).strip("-.")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            "modules.cloudHub.replica",
+            f"{name!r} is not up to 200 small letters, digits, '-' and '.', with a letter or digit at either end",
+        )
+    return name
+
+
+class Replicas:
+    """`run` it in a task. The hub asks it for nodes; who writes to the API asks `writes_for` and `granted`."""
+
+    def __init__(self, client: KubeClient, settings: ReplicaSettings, *, metrics: Metrics | None = None) -> None:
+        self.name = settings.name
+        self._client = client
+        self._settings = settings
+        self._own = OwnLease(
+            client, settings.name, renew_s=settings.renew_s, lease_s=settings.lease_s, regained=self._regained
+        )
+        self._leases = Informer(
+            client, LEASES, scope=leases.EVERY_LEASE, slim=leases.slim, read_timeout_s=settings.lease_s
+        )
+        self._leases.subscribe(self._lease_changed)
+        self._holders: dict[str, str] = {}
+        """By node: the replica that owns it."""
+        self._leader = ""
+        self._alive: set[str] = set()
+        self._seen_at: dict[str, float] = {}
+        """By replica: when its Lease was seen to change last."""
+        self._served: set[str] = set()
+        """Nodes that are connected here."""
+        self._wanted: Counter[str] = Counter()
+        """Nodes that have connected here, and that are not ours yet."""
+        self._granted = asyncio.Event()
+        self._taking = asyncio.Semaphore(_TAKEOVERS)
+        self._lost: list[Callable[[str, str], None]] = []
+        self._changed: list[Callable[[str | None], None]] = []
+        self._silent = False
+        self._trouble = ""
+        metrics = metrics or Metrics()
+        self._takeovers = metrics.counter(
+            "kubetwin_cloudcore_node_takeovers_total", "Nodes taken over from another replica of the cloud core."
+        )
+        self._failures = metrics.counter(
+            "kubetwin_cloudcore_lease_write_failures_total", "Writes of node and leader Leases that failed."
+        )
+        metrics.gauge(
+            "kubetwin_cloudcore_owned_nodes",
+            "Nodes whose owner this replica is.",
+            read=lambda: {(): float(self.status().owned)},
+        )
+        metrics.gauge(
+            "kubetwin_cloudcore_leader",
+            "1 where this replica leads, else 0.",
+            read=lambda: {(): float(self.is_leader())},
+        )
+        metrics.gauge(
+            "kubetwin_cloudcore_replicas",
+            "Replicas of the cloud core that live, this one included.",
+            read=lambda: {(): float(len(self.status().replicas))},
+        )
+        metrics.gauge(
+            "kubetwin_cloudcore_replica_valid",
+            "1 while this replica may write to the API, else 0.",
+            read=lambda: {(): float(self._own.valid)},
+        )
+
+    def subscribe(
+        self, *, lost: Callable[[str, str], None] | None = None, changed: Callable[[str | None], None] | None = None
+    ) -> None:
+        """`lost(node, by)`: another replica has a newer connection of a node. `changed(node)`: who writes for the node
+        may be another now; None: for any node.
+        """
+        if lost is not None:
+            self._lost.append(lost)
+        if changed is not None:
+            self._changed.append(changed)
+
+    # Asked by those who write.
+
+    def writes_for(self, node: str) -> bool:
+        """Whether it is for this replica to write what is known of a node: it owns it, or leads and nobody does."""
+        holder = self._holders.get(node, "")
+        if holder == self.name:
+            return True
+        return holder not in self._alive and self._leader == self.name
+
+    async def granted(self) -> None:
+        """Returns when this replica may write: at once, or when its Lease is fresh again."""
+        while not self._own.valid:
+            self._granted.clear()
+            await self._granted.wait()
+
+    def is_leader(self) -> bool:
+        """Whether this replica is to do what is to be done once in the cluster."""
+        return self._leader == self.name and self._own.valid
+
+    def status(self) -> ReplicaStatus:
+        valid = self._own.valid
+        return ReplicaStatus(
+            name=self.name,
+            valid=valid,
+            leader=self._leader if self._leader == self.name or self._leader in self._alive else "",
+            owned=sum(holder == self.name for holder in self._holders.values()),
+            replicas=tuple(sorted({*self._alive, *((self.name,) if valid else ())})),
+        )
+
+    # Asked by the hub.
+
+    async def acquire(self, node: str, /) -> None:
+        """Returns when this replica owns the node: at once, or when the API server answers again."""
+        self._served.discard(node)
+        self._wanted[node] += 1
+        try:
+            await self._acquire(node)
+            self._served.add(node)
+        finally:
+            self._wanted[node] -= 1
+            if not self._wanted[node]:
+                del self._wanted[node]
+
+    async def _acquire(self, node: str) -> None:
+        delay_s = 0.05
+        while True:
+            await self.granted()
+            if self._holders.get(node) == self.name:
+                return
+            try:
+                async with self._taking:
+                    await self._take(node)
+                self._quiet()
+                continue
+            except (Conflict, AlreadyExists):  # another replica wrote it at the same time
+                pass
+            except KubeError as error:
+                self._note(error)
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+            delay_s = min(_RETRY_CAP_S, 2 * delay_s)
+
+    def released(self, node: str, /) -> None:
+        """It stays ours, so that its coming back costs nothing, until another replica has it."""
+        self._served.discard(node)
+
+    async def run(self) -> None:
+        """Until cancelled; then the Lease is given back.
+
+        Raises:
+            ConfigError: Another process has taken the name of this replica.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._leases.run(), name="watch leases")
+                group.create_task(self._look(), name="look at replicas")
+                group.create_task(self._own.run(), name="renew own lease")
+        except ExceptionGroup as errors:
+            raise next((e for e in errors.exceptions if isinstance(e, ConfigError)), errors) from None
+        finally:
+            await self._own.release()
+
+    async def _take(self, node: str) -> None:
+        key = leases.node_key(node)
+        before = await self._stored(key)
+        if leases.holder_of(before) == self.name and self._holders.get(node) == self.name:
+            return
+        wanted = leases.node_lease(
+            node, holder=self.name, now=leases.micro_time(), lease_s=self._settings.lease_s, before=before
+        )
+        await self._write(key, wanted, before)
+        if leases.holder_of(before) not in ("", self.name):
+            self._takeovers.add()
+            logger.info("node %s taken over from replica %s", node, leases.holder_of(before) or "?")
+
+    async def _stored(self, key: Key) -> Object | None:
+        """The Lease as the API has it: a cache may be behind, or lack one whose labels somebody has removed."""
+        try:
+            stored = await self._client.get(LEASES, key)
+        except NotFound:
+            return None
+        self._leases.observe(stored)
+        return stored
+
+    async def _write(self, key: Key, wanted: Object, before: Object | None) -> None:
+        if before is None:
+            self._leases.observe(await self._client.create(LEASES, wanted))
+        else:
+            self._leases.observe(await self._client.replace(LEASES, key, wanted))
+
+    # What others do.
+
+    def _lease_changed(self, key: Key, old: Object | None, new: Object | None) -> None:
+        if key == LEADER:
+            self._leader_is(leases.holder_of(new))
+        elif replica := leases.replica_of(key):
+            self._replica_changed(replica, new)
+        elif node := leases.node_of(key, new or old or {}):
+            self._node_changed(node, leases.holder_of(new))
+
+    def _node_changed(self, node: str, holder: str) -> None:
+        before = self._holders.get(node, "")
+        if holder == before:
+            return
+        if holder:
+            self._holders[node] = holder
+        else:
+            self._holders.pop(node, None)
+        if before == self.name and holder and node not in self._wanted:  # else the newest connection is ours
+            self._tell_lost(node, holder)
+        self._tell_changed(node)
+
+    def _replica_changed(self, replica: str, lease: Object | None) -> None:
+        if replica == self.name:
+            if lease is not None:
+                self._own.seen(lease)
+            return
+        if lease is None:
+            self._seen_at.pop(replica, None)
+            self._died(replica, "has left")
+            return
+        self._seen_at[replica] = clock()
+        if replica not in self._alive:
+            self._alive.add(replica)
+            logger.info("replica %s lives", replica)
+            self._tell_nodes_of(replica)
+
+    def _leader_is(self, holder: str) -> None:
+        before, self._leader = self._leader, holder
+        if before != holder and self.name in (before, holder):
+            logger.info("replica %s leads%s", holder or "nobody", "" if holder == self.name else " now, not this one")
+            self._tell_changed(None)
+
+    def _died(self, replica: str, how: str) -> None:
+        if replica in self._alive:
+            self._alive.discard(replica)
+            logger.warning("replica %s %s", replica, how)
+            self._tell_nodes_of(replica)
+
+    def _tell_nodes_of(self, replica: str) -> None:
+        for node in [node for node, holder in self._holders.items() if holder == replica]:
+            self._tell_changed(node)
+
+    def _tell_lost(self, node: str, by: str) -> None:
+        for tell in self._lost:
+            tell(node, by)
+
+    def _tell_changed(self, node: str | None) -> None:
+        for tell in self._changed:
+            try:
+                tell(node)
+            except Exception:  # one odd object must not stop the replica
+                logger.exception("node %s: a new writer could not be noted", node or "(any)")
+
+    def _regained(self) -> None:
+        """The watch has told of everything until our renewal, so also of those of the others."""
+        if self._silent:
+            logger.info("replica %s writes again", self.name)
+        self._silent = False
+        self._granted.set()
+
+    async def _look(self) -> None:
+        """Notice who has died, and lead where nobody does."""
+        while True:
+            await asyncio.sleep(self._settings.look_s)
+            if not self._own.valid:
+                if not self._silent and self._granted.is_set():
+                    self._silent = True
+                    logger.warning(
+                        "replica %s: its Lease has run out; it writes nothing until it is renewed", self.name
+                    )
+                continue
+            late = clock() - self._settings.lease_s
+            for replica in [r for r in self._alive if self._seen_at.get(r, late) <= late]:
+                self._died(replica, f"has not renewed its Lease for {self._settings.lease_s:g} s")
+            # A connection may have come to be between two looks at who owns its node.
+            for node in [n for n in self._served if self._holders.get(n, self.name) != self.name]:
+                self._tell_lost(node, self._holders[node])
+            if self._leader != self.name and self._leader not in self._alive:
+                await self._lead()
+
+    async def _lead(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.renew_s):
+                before = await self._stored(LEADER)
+                holder = leases.holder_of(before)
+                if holder in self._alive or (holder == self.name == self._leader):
+                    return
+                wanted = leases.leader_lease(
+                    holder=self.name, now=leases.micro_time(), lease_s=self._settings.lease_s, before=before
+                )
+                await self._write(LEADER, wanted, before)
+                self._quiet()
+        except (Conflict, AlreadyExists):
+            pass  # another one was faster
+        except (KubeError, TimeoutError) as error:
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        self._failures.add()
+        trouble = type(error).__name__
+        if trouble != self._trouble:
+            self._trouble = trouble
+            logger.warning("Leases cannot be written: %s; trying on", str(error) or trouble)
+
+    def _quiet(self) -> None:
+        self._trouble = ""
