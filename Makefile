@@ -28,7 +28,7 @@ test-programs: $(VENV)/installed ## the data plane against Debian's servers, whi
 	$(BIN)/pytest -m programs $(ARGS)
 
 test-faults: $(VENV)/installed ## the cloud-edge channel under cuts, kills, delays and lies: minutes
-	$(BIN)/pytest -m faults --timeout 900 tests/faults $(ARGS)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m faults --timeout 900 tests/faults $(ARGS)
 
 test-matrix: $(VENV)/installed ## every one of the 720 orders of killing and starting the six parts: an hour
 	KUBETWIN_MATRIX=all $(BIN)/pytest -m slow --timeout 900 tests/e2e/test_restart_matrix.py $(ARGS)

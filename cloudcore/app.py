@@ -7,7 +7,7 @@ import contextlib
 import logging
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from cloudcore.config import CloudCoreConfig, CloudHubConfig, own_address
 from cloudcore.devicecontroller import ControllerSettings, DeviceController
 from cloudcore.devicecontroller.kinds import node_name
 from cloudcore.edgecontroller import EdgeController, EdgeSettings
-from cloudcore.joining import CredentialFiles, Joining, JoiningSettings, JoinSettings
+from cloudcore.joining import CredentialFiles, Joining, JoiningSettings, JoinSettings, RevocationsFirst
 from cloudcore.kube import Key, KubeClient
-from cloudcore.monitor import Monitor, show_counts
+from cloudcore.monitor import Check, Monitor, show_counts
 from cloudcore.replicas import Replicas, ReplicaSettings, replica_name
 from cloudcore.synccontroller import Records, SyncController
 from cloudedge.loop_errors import LoopErrors
@@ -46,9 +46,10 @@ async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> 
     name = replica_name(hub_config.replica)
     kube = config.kube_api_config
     client = await KubeClient.open(kubeconfig=kube.kube_config, master=kube.master, qps=kube.qps, burst=kube.burst)
-    async with client:
+    own_client = await KubeClient.open(kubeconfig=kube.kube_config, master=kube.master)
+    async with client, own_client:
         metrics = Metrics()
-        replicas = Replicas(client, ReplicaSettings(name=name), metrics=metrics)
+        replicas = Replicas(client, ReplicaSettings(name=name), own_client=own_client, metrics=metrics)
         records = None
         if config.modules.sync_controller.enable:
             records = Records(client, metrics=metrics, busy=lambda: controller.writer.behind > 0)
@@ -57,7 +58,14 @@ async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> 
             client, _controller_settings(config), writers=replicas, records=records, metrics=metrics, audit=audit
         )
         stopping = stop or asyncio.Event()
-        joining = Joining(client, _joining_settings(hub_config), audit=audit, metrics=metrics)
+        ready: dict[str, Check] = {}
+        joining = Joining(
+            client,
+            _joining_settings(hub_config),
+            audit=audit,
+            metrics=metrics,
+            unready=partial(_first_complaint, ready),
+        )
         if not await _opened(joining, stopping):
             return
         edge_controller = _edge_controller(config, client, controller, records=records, audit=audit, metrics=metrics)
@@ -67,12 +75,16 @@ async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> 
             devices=controller,
             requests=edge_controller,
             admission=joining.admission,
-            owners=replicas,
+            owners=RevocationsFirst(replicas, joining.revocations),
             audit=audit,
             metrics=metrics,
         )
         joining.changed = hub.end_refused
-        monitor = _monitor(config, metrics, hub=hub, controller=controller, replicas=replicas)
+        controller.queries.why_away = lambda node: joining.revocations.current.refusal(node, None) or hub.refused(node)
+        ready |= _checks(config, hub=hub, controller=controller, edge_controller=edge_controller, replicas=replicas)
+        _show_controller(metrics, controller)
+        monitor_address = config.common_config.monitor_server.bind_address
+        monitor = Monitor(monitor_address, metrics, ready=ready) if monitor_address else None
         replicas.subscribe(lost=partial(_end_session, hub), changed=controller.writer_changed)
         asyncio.get_running_loop().set_exception_handler(LoopErrors())
         _raise_open_files()
@@ -88,7 +100,9 @@ async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> 
                         tasks.append(group.create_task(edge_controller.run(), name="edge controller"))
                     if records is not None:
                         senders = [part.downstream for part in (controller, edge_controller) if part is not None]
-                        sync = SyncController(client, records, senders, is_leader=replicas.is_leader, metrics=metrics)
+                        sync = SyncController(
+                            client, records, senders, is_leader=replicas.is_leader, owners=replicas, metrics=metrics
+                        )
                         tasks.append(group.create_task(sync.run(), name="sync controller"))
                     if hub_config.enable:
                         tasks.append(group.create_task(joining.run(), name="joining"))
@@ -130,6 +144,13 @@ def _edge_controller(
     if not config.modules.edge_controller.enable:
         return None
     authorization = config.modules.cloud_hub.authorization
+    if not authorization.enable or authorization.debug:
+        key = "debug" if authorization.enable else "enable"
+        logger.warning(
+            "modules.cloudHub.authorization.%s is %s: a node may read and write what is not its own",
+            key,
+            str(getattr(authorization, key)).lower(),
+        )
     settings = EdgeSettings(
         address=own_address(),
         authorize=authorization.enable and all(mode.node.enable for mode in authorization.modes),
@@ -145,13 +166,19 @@ def _edge_controller(
     )
 
 
-def _monitor(
-    config: CloudCoreConfig, metrics: Metrics, *, hub: CloudHub, controller: DeviceController, replicas: Replicas
-) -> Monitor | None:
-    """None: the configuration wants none."""
-    _show_controller(metrics, controller)
-    if not config.common_config.monitor_server.bind_address:
-        return None
+def _first_complaint(ready: Mapping[str, Check]) -> str:
+    return next((f"{name}: {complaint}" for name, check in ready.items() if (complaint := check())), "")
+
+
+def _checks(
+    config: CloudCoreConfig,
+    *,
+    hub: CloudHub,
+    controller: DeviceController,
+    edge_controller: EdgeController | None,
+    replicas: Replicas,
+) -> dict[str, Check]:
+    """For `/readyz`, the local one and that of the join port, which balancers ask."""
     informers = (controller.devices, controller.models, controller.statuses)
     hub_wanted = config.modules.cloud_hub.enable and config.modules.cloud_hub.websocket.enable
 
@@ -159,12 +186,20 @@ def _monitor(
         missing = [informer.kind.plural for informer in informers if not informer.synced.is_set()]
         return f"the API has not listed {', '.join(missing)} yet" if missing else ""
 
-    ready = {"replica": lambda: "" if replicas.status().valid else "its Lease is not renewed; is the API reachable?"}
+    def edge_caches() -> str:
+        known = edge_controller is None or edge_controller.objects.ready.is_set()
+        return "" if known else "the API has not listed nodes and pods yet"
+
+    ready: dict[str, Check] = {
+        "replica": lambda: "" if replicas.status().valid else "its Lease is not renewed; is the API reachable?"
+    }
     if config.modules.device_controller.enable:
         ready["caches"] = caches
+    if edge_controller is not None:
+        ready["edge caches"] = edge_caches
     if hub_wanted:
         ready["cloudhub"] = lambda: "" if hub.listening.is_set() else "it does not listen"
-    return Monitor(config.common_config.monitor_server.bind_address, metrics, ready=ready)
+    return ready
 
 
 def _show_controller(metrics: Metrics, controller: DeviceController) -> None:

@@ -8,13 +8,14 @@ What a node asks for when it joins is in `cloudedge.signing`.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -41,6 +42,7 @@ __all__ = [
     "node_subject",
     "pem",
     "save",
+    "shown",
     "sign_node",
     "sign_server",
 ]
@@ -54,6 +56,7 @@ UNREADABLE: Final = (
     x509.UnsupportedGeneralNameType,
 )
 """What the library raises for bytes that it cannot use."""
+_SHOWN: Final = {NameOID.COMMON_NAME: "commonName", NameOID.ORGANIZATION_NAME: "organizationName"}
 CA_DAYS: Final = 36_400
 NODE_DAYS: Final = 365
 _BACKDATE: Final = datetime.timedelta(hours=1)
@@ -120,6 +123,26 @@ def long_names() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
         yield
+
+
+def shown(der: bytes) -> dict[str, Any] | None:
+    """What `tls.peer_certificate` gives, as far as it is asked for here, of a certificate that TLS has verified: its
+    subject's common names and organizations, its serial number, and its SHA-256. None: it cannot be read.
+    """
+    try:
+        with long_names():
+            certificate = x509.load_der_x509_certificate(der)
+            subject = tuple(
+                tuple((_SHOWN[attribute.oid], attribute.value) for attribute in rdn if attribute.oid in _SHOWN)
+                for rdn in certificate.subject.rdns
+            )
+    except UNREADABLE:
+        return None
+    return {
+        "subject": subject,
+        "serialNumber": f"{certificate.serial_number:x}",
+        "sha256": hashlib.sha256(der).hexdigest(),
+    }
 
 
 def mint(directory: Path, *, nodes: Iterable[str], names: Sequence[str]) -> None:

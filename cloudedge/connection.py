@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal
 
-from cloudedge import tls
-from cloudedge.errors import ConnectionLost, ConnectionRefused, MalformedMessage
+from cloudedge.errors import ConnectionLost, MalformedMessage
 from cloudedge.lean import postponed_imports
 from cloudedge.message import MAX_MESSAGE_BYTES, Message, decode, encode, reply
 from cloudedge.traffic import Traffic, tell, told
 
 with postponed_imports():
-    from picows import WSCloseCode, WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+    from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
-__all__ = ["CONFIRMS", "PROJECT_ID", "Connection", "connect"]
+__all__ = ["CONFIRMS", "Connection"]
 
 logger = logging.getLogger(__name__)
 
-PROJECT_ID: Final = "e632aba927ea4ac2b575ec1603d56f10"
-"""Upstream's default; informational."""
 INBOX_MESSAGES: Final = 256
 INBOX_BYTES: Final = 4 * 1024 * 1024
 """Reading stops at either; one message may be larger."""
@@ -35,7 +31,6 @@ FRAGMENT_BYTES: Final = 64 * 1024
 """Longer messages are sent in fragments: the buffer a peer reads a frame into stays as large as the largest one."""
 _CONTROL_OPERATIONS: Final = frozenset({"ping", "pong", "config"})
 _CLOSE_TIMEOUT_S: Final = 2.0
-_PING_IDLE_S: Final = 10.0
 _PROBE: Final = b"arrived?"
 CONFIRMS: Final = "Kubetwin-Confirms"
 """Header of the answer to an upgrade: the operations that this cloud confirms with a response each."""
@@ -111,7 +106,7 @@ class Connection(WSListener):
                 raise ConnectionLost(self._loss())
             await told(self._receivers)
         message = self._inbox.pop(0)
-        self._inbox_bytes -= len(message.content)
+        self._inbox_bytes -= message.size
         if self._reading_paused and len(self._inbox) < INBOX_MESSAGES // 2 and self._inbox_bytes < INBOX_BYTES // 2:
             self._pause_reading(False)
         return message
@@ -216,11 +211,10 @@ class Connection(WSListener):
         """Whether reading has stopped because the inbox holds enough."""
         return self._reading_paused
 
-    def peer_certificate(self) -> Mapping[str, Any] | None:
-        """What `tls.peer_certificate` gives for the other end."""
-        if self._transport is None:
-            return None
-        return tls.peer_certificate(self._transport.underlying_transport.get_extra_info("ssl_object"))
+    def peer_certificate(self) -> bytes:
+        """The other end's, as DER; empty when there is none."""
+        tls = self._transport.underlying_transport.get_extra_info("ssl_object") if self._transport is not None else None
+        return (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
 
     def _loss(self) -> str:
         """In words, with the other end's own when it said goodbye."""
@@ -237,6 +231,11 @@ class Connection(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         self.heard_at = asyncio.get_running_loop().time()
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:  # no extension was agreed on (RFC 6455, 5.2)
+            if not self._hung_up:
+                self.traffic.broken += 1
+                self._give_up(WSCloseCode.PROTOCOL_ERROR, "a frame with a reserved bit")
+            return
         match frame.msg_type:
             case WSMsgType.TEXT | WSMsgType.BINARY | WSMsgType.CONTINUATION:
                 if not self._hung_up:
@@ -320,7 +319,7 @@ class Connection(WSListener):
                     self.traffic.unanswered += 1
             return
         self._inbox.append(message)
-        self._inbox_bytes += len(message.content)
+        self._inbox_bytes += message.size
         tell(self._receivers)
         if not self._reading_paused and (len(self._inbox) >= INBOX_MESSAGES or self._inbox_bytes >= INBOX_BYTES):
             self._pause_reading(True)
@@ -354,47 +353,3 @@ class Connection(WSListener):
         read = getattr(transport, "_do_read", None)
         if read is not None and not transport.is_closing():
             read()
-
-
-async def connect(
-    url: str,
-    *,
-    node: str,
-    ssl_context: ssl.SSLContext,
-    project_id: str = PROJECT_ID,
-    timeout_s: float = 30.0,
-    pong_timeout_s: float | None = None,
-) -> Connection:
-    """Dial CloudHub as `node`. `url` is `wss://host:port`; the path is upstream's.
-
-    With `pong_timeout_s` a ping goes out after ten seconds (or after `pong_timeout_s`, if longer) without a word, and
-    a cloud that leaves it unanswered for `pong_timeout_s` counts as gone: how a path that fell silent is noticed.
-
-    Raises:
-        ConnectionRefused: No connection, no TLS, or no upgrade; says which.
-    """
-    path = f"{url.rstrip('/')}/{project_id}/{node}/events"
-    try:
-        async with asyncio.timeout(timeout_s):
-            _, connection = await ws_connect(
-                lambda: Connection(url),
-                path,
-                ssl_context=ssl_context,
-                websocket_handshake_timeout=timeout_s,
-                max_frame_size=MAX_MESSAGE_BYTES,
-                max_redirects=0,
-                enable_auto_pong=False,  # we answer, as long as the answers are read
-                enable_auto_ping=pong_timeout_s is not None,
-                auto_ping_idle_timeout=max(_PING_IDLE_S, pong_timeout_s or 0.0),
-                auto_ping_reply_timeout=pong_timeout_s or 0.0,
-                extra_headers={"node_id": node, "project_id": project_id, "ConnectionUse": "msg"},
-            )
-    except TimeoutError as error:
-        raise ConnectionRefused(f"{url}: no answer within {timeout_s:g} s") from error
-    except ssl.SSLError as error:  # before OSError, which it is a kind of
-        raise ConnectionRefused(f"{url}: TLS: {error}") from error
-    except (OSError, WSError) as error:
-        raise ConnectionRefused(f"{url}: {error}") from error
-    if connection is None:  # closed between TLS and upgrade, which is how a TLS 1.3 server refuses our certificate
-        raise ConnectionRefused(f"{url}: closed before the upgrade; is the certificate of this cloud's CA?")
-    return cast(Connection, connection)

@@ -22,6 +22,9 @@ MAX_BYTES: Final = 12 * 1024 * 1024
 """Of a request. That is more than 50,000 objects take, and taking it in costs several times as much memory."""
 
 
+MAX_OBJECTS: Final = 50_000
+
+
 class StoredVersion(Struct, frozen=True, array_like=True, gc=False):
     """In JSON a list of two texts."""
 
@@ -47,6 +50,9 @@ def read_inventory(request: Message) -> Inventory:
     if not isinstance(content, dict):
         return Inventory()
     try:
-        return msgspec.convert(content, Inventory)
+        inventory = msgspec.convert(content, Inventory)
+        if len(inventory.objects or ()) > MAX_OBJECTS:
+            raise MalformedMessage(f"inventory in {request.describe()}: more than {MAX_OBJECTS} objects")
+        return inventory
     except msgspec.ValidationError as error:
         raise MalformedMessage(f"inventory in {request.describe()}: {error}") from error

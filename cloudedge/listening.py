@@ -50,7 +50,9 @@ class ListenerLimits(Struct, frozen=True):
     upgrading: int = 128
     """Clients of one address between TCP and upgrade; further ones of it wait for their turn."""
     waiting: int = 4096
-    """Clients of all addresses that have no upgrade yet; the next is closed at once."""
+    """Clients of all addresses that have no upgrade yet. The next takes the place of one of the address that has most,
+    or is closed at once if that is its own.
+    """
     upgrade_s: float = 10.0
     """For TLS, and again for the upgrade."""
 
@@ -91,6 +93,10 @@ class Listener:
         self._log = _PeerLog(logging.getLogger("picows.server"), self.traffic)
         self._accepting = [asyncio.create_task(self._accept(sock), name="accept nodes") for sock in sockets]
         self._greeting: set[asyncio.Task[None]] = set()
+        self._queued: dict[str, dict[asyncio.Task[None], None]] = {}
+        """The same by address, oldest first."""
+        self._ending: set[asyncio.Task[None]] = set()
+        """Those that had to make room."""
 
     @property
     def upgrading(self) -> int:
@@ -105,7 +111,7 @@ class Listener:
             sock.close()
 
     async def wait_closed(self) -> None:
-        if tasks := [*self._accepting, *self._greeting]:
+        if tasks := [*self._accepting, *self._greeting, *self._ending]:
             await asyncio.wait(tasks)
 
     async def _accept(self, listening: socket.socket) -> None:
@@ -122,13 +128,27 @@ class Listener:
                     logger.error("a node could not be taken, trying again: %s; raise the limit of open files", error)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            if len(self._greeting) >= self._limits.waiting:
+            if len(self._greeting) >= self._limits.waiting and not self._make_room(str(address[0])):
                 self._refuse("too many at once", address[0])
                 client.close()
                 continue
             task = asyncio.create_task(self._greet(client, str(address[0])), name=f"greet {address[0]}")
             self._greeting.add(task)
-            task.add_done_callback(partial(self._greeted, client))
+            self._queued.setdefault(str(address[0]), {})[task] = None
+            task.add_done_callback(partial(self._greeted, client, str(address[0])))
+
+    def _make_room(self, address: str) -> bool:
+        """Let go of a client of the address that has most, if that is another one: it must not keep out all others."""
+        most = max(self._queued, key=lambda one: len(self._queued[one]))
+        if most == address or len(self._queued[most]) <= len(self._queued.get(address, ())) + 1:
+            return False
+        victim = next(reversed(self._queued[most]))
+        del self._queued[most][victim]
+        victim.cancel()
+        self._greeting.discard(victim)
+        self._ending.add(victim)
+        self._refuse("too many at once", most)
+        return True
 
     async def _greet(self, client: socket.socket, address: str) -> None:
         """TLS and upgrade of one client."""
@@ -152,15 +172,16 @@ class Listener:
                 if answer.request is None:
                     self._refuse("no upgrade request", address)
                 else:
-                    # Both would stay as long as the connection, 6 KiB together; the TLS layer has the certificate.
-                    answer.request.headers.clear()
-                    (transport.get_extra_info("peercert") or {}).clear()
-        except TimeoutError:
-            self._refuse("no upgrade in time", address)
-        except ssl.SSLError as error:
-            self._refuse("no TLS", address, f": {error.reason or error}; does it trust this cloud's CA?")
+                    answer.request.headers.clear()  # they would stay as long as the connection
         except OSError as error:
-            self._refuse("no TLS", address, f": {error}")
+            if isinstance(error, TimeoutError):
+                self._refuse("no upgrade in time", address)
+            elif isinstance(error, ssl.SSLError):
+                self._refuse("no TLS", address, f": {error.reason or error}; does it trust this cloud's CA?")
+            else:
+                self._refuse("no TLS", address, f": {error}")
+            # Its frames refer to it and to the TLS buffers, until there is a full garbage collection.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
         except asyncio.CancelledError:
             if transport is not None:
                 transport.abort()
@@ -174,8 +195,13 @@ class Listener:
             if not self._clients[address]:
                 del self._clients[address], self._turns[address]
 
-    def _greeted(self, client: socket.socket, task: asyncio.Task[None]) -> None:
+    def _greeted(self, client: socket.socket, address: str, task: asyncio.Task[None]) -> None:
         self._greeting.discard(task)
+        self._ending.discard(task)
+        queued = self._queued.get(address, {})
+        queued.pop(task, None)
+        if not queued:
+            self._queued.pop(address, None)
         if task.cancelled():  # perhaps before its first step
             client.close()
 

@@ -6,6 +6,11 @@ import asyncio
 import logging
 from typing import Any, Final
 
+from cloudedge.lean import postponed_imports
+
+with postponed_imports():
+    from picows import WSError
+
 __all__ = ["LoopErrors"]
 
 logger = logging.getLogger(__name__)
@@ -31,6 +36,8 @@ class LoopErrors:
             self._name(context, error.__name__)
         elif isinstance(error, OSError) and "transport" in context:
             self._name(context, str(error))
+        elif isinstance(error, WSError):  # of a future of picows' that nobody has to ask: the connection says it, too
+            logger.debug("%s: %s", context["message"], error)
         else:
             loop.default_exception_handler(context)
 

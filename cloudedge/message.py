@@ -67,6 +67,21 @@ class Message(Struct, frozen=True):
         return self.header.msg_id
 
     @property
+    def size(self) -> int:
+        """About how many bytes it holds: of the content and of all texts, which have the length that a peer likes."""
+        header, route = self.header, self.route
+        return (
+            len(self.content)
+            + len(header.msg_id)
+            + len(header.parent_msg_id)
+            + len(header.resourceversion)
+            + len(route.source)
+            + len(route.group)
+            + len(route.operation)
+            + len(route.resource)
+        )
+
+    @property
     def is_ok(self) -> bool:
         """A plain acknowledgement."""
         return bytes(self.content) == b'"OK"'
@@ -95,6 +110,7 @@ class Message(Struct, frozen=True):
 
 
 _decoder: Final = msgspec.json.Decoder(Message)
+_members: Final = msgspec.json.Decoder(dict[str, Raw])
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -104,7 +120,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(frame: bytes | str) -> Message:
-    """One WebSocket message → envelope. Unknown members are ignored.
+    """One WebSocket message → envelope. Unknown members are ignored, and names of members may be in any case, as in Go.
 
     Raises:
         MalformedMessage: Not JSON, not an envelope, or larger than `MAX_MESSAGE_BYTES`.
@@ -112,9 +128,26 @@ def decode(frame: bytes | str) -> Message:
     if len(frame) > MAX_MESSAGE_BYTES:
         raise MalformedMessage(f"{len(frame)} bytes are more than the {MAX_MESSAGE_BYTES} a message may have")
     try:
-        return _decoder.decode(frame)
+        try:
+            message = _decoder.decode(frame)
+        except msgspec.ValidationError:
+            return _decode_any_case(frame)
+        if message.content is _NULL or not message.route.operation:  # neither is ever left out: is it in other letters?
+            return _decode_any_case(frame)
+        return message
     except _UNREADABLE as error:
         raise MalformedMessage(f"not an envelope: {error}") from error
+
+
+def _decode_any_case(frame: bytes | str) -> Message:
+    """Go matches names of members in any case, so a peer may write them so; none is known to."""
+    envelope = _lower(_members.decode(frame))
+    whole = {name: _lower(_members.decode(envelope.get(name, b"{}"))) for name in ("header", "route")}
+    return _decoder.decode(_encoder.encode({**whole, "content": envelope.get("content", _NULL)}))
+
+
+def _lower(members: dict[str, Raw]) -> dict[str, Raw]:
+    return {name.lower(): value for name, value in members.items()}
 
 
 def new_message(

@@ -35,7 +35,7 @@ def result(reply: Message) -> Any:
         MalformedMessage: The content is not JSON.
     """
     if reply.route.operation == "error":
-        raise RequestRefused(_text(reply))
+        raise _failure(reply)
     if reply.is_ok:
         return None
     content = _without_quotes(reply)
@@ -81,7 +81,14 @@ def _without_quotes(reply: Message) -> Any:
     return OK if text == OK else reply.data() if text[:1] in ("{", "[") else text
 
 
-def _text(reply: Message) -> str:
-    if bytes(reply.content).startswith(b'"'):
-        return reply.data(str) or "the cloud gives no reason"
-    return bytes(reply.content)[:_MAX_TEXT].decode(errors="replace")
+def _failure(reply: Message) -> RequestRefused:
+    """A text, or what Go makes of an error of the API's (channel contract 1.2)."""
+    content = bytes(reply.content)
+    if content.startswith(b'"'):
+        return RequestRefused(reply.data(str) or "the cloud gives no reason")
+    if content.startswith(b"{"):
+        found = reply.data(dict)
+        status = next((value for name, value in found.items() if str(name).lower() == "errstatus"), None)
+        if isinstance(status, dict):
+            return _refusal(status)
+    return RequestRefused(content[:_MAX_TEXT].decode(errors="replace"))

@@ -6,7 +6,7 @@ the request has to be by the holder of its key, for the node that asks, and for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -57,12 +57,20 @@ def parse_usages(header: str) -> list[int]:
 
 
 def sign_request(
-    ca: Issued, request: bytes, node: str, *, days: int, usages: Sequence[int] = (CLIENT_AUTH,), strict: bool = True
+    ca: Issued,
+    request: bytes,
+    node: str,
+    *,
+    days: int,
+    usages: Sequence[int] = (CLIENT_AUTH,),
+    strict: bool = True,
+    reserved: Collection[str] = (),
 ) -> bytes:
     """The certificate (DER) for a request (DER) of `node`. Its subject is always `node`'s, whatever was asked for.
 
     `strict`: the request must ask for that subject and for nothing but client authentication; its alternative names are
-    left out. Else they are taken over, and so are the usages `server` and `client`.
+    left out. Else they are taken over, and so are the usages `server` and `client`. `reserved`: addresses that are the
+    cloud's own, and no node's to answer at.
 
     Raises:
         RequestRefused: It is no request, its signature or key is not good, or it asks for what the node cannot have.
@@ -77,7 +85,7 @@ def sign_request(
         if strict:
             with long_names():
                 _check_subject(parsed.subject, node)
-        alternatives = None if strict else _alternatives(parsed)
+        alternatives = None if strict else _alternatives(parsed, reserved)
     except UNREADABLE as error:
         raise RequestRefused(f"it is not a certificate request in DER: {error}") from None
     if strict and set(usages) != {CLIENT_AUTH}:
@@ -97,8 +105,17 @@ def _check_subject(subject: x509.Name, node: str) -> None:
         raise RequestRefused(f"subject {shown!r} is not O={NODES}, CN={NODE_PREFIX}{node}")
 
 
-def _alternatives(request: x509.CertificateSigningRequest) -> x509.SubjectAlternativeName | None:
+def _alternatives(
+    request: x509.CertificateSigningRequest, reserved: Collection[str]
+) -> x509.SubjectAlternativeName | None:
     try:
-        return request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return None
+    taken = {name.lower().rstrip(".") for name in reserved}
+    names = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+    names += [name.lower().rstrip(".") for name in found.get_values_for_type(x509.DNSName)]
+    for name in names:
+        if name in taken or "*" in name:  # with it a node could be the cloud to all others
+            raise RequestRefused(f"{name[:253]!r} is not an address of a node")
+    return found

@@ -14,6 +14,7 @@ __all__ = [
     "NODES",
     "NODE_NAME",
     "NODE_PREFIX",
+    "ChannelContext",
     "client_context",
     "common_name",
     "load_pair",
@@ -32,14 +33,30 @@ NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _TLS12_SUITES: Final = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"
 
 
+class ChannelContext(ssl.SSLContext):
+    """Requires a certificate of the other end, and hides that from the transport, which asks for `verify_mode`.
+
+    aiofastnet 1.2 would decode the certificate in each handshake, by way of a file in the directory for temporary ones:
+    a third of what a node's coming costs, and no connection at all while that file cannot be written. OpenSSL verifies
+    as ever; whoever wants the certificate gets it as DER.
+    """
+
+    def __init__(self, protocol: int) -> None:  # noqa: ARG002 - `__new__` has used it
+        vars(ssl.SSLContext)["verify_mode"].__set__(self, ssl.CERT_REQUIRED)
+
+    @property
+    def verify_mode(self) -> ssl.VerifyMode:  # type: ignore[override]  # it is not to be changed
+        return ssl.CERT_NONE
+
+
 def server_context(*, ca_file: Path, cert_file: Path, key_file: Path) -> ssl.SSLContext:
     """For CloudHub: a client certificate of our CA is required.
 
     Raises:
         OSError, ssl.SSLError: A file is missing or no certificate.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(ca_file))
-    context.verify_mode = ssl.CERT_REQUIRED
+    context = ChannelContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_verify_locations(cafile=str(ca_file))
     return _common(context, cert_file, key_file)
 
 
@@ -50,8 +67,12 @@ def serving_context(ca: bytes, pair: bytes, *, certificate_required: bool) -> ss
     Raises:
         ssl.SSLError: One is no certificate, or the key is another's.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=ca.decode("ascii"))
-    context.verify_mode = ssl.CERT_REQUIRED if certificate_required else ssl.CERT_OPTIONAL
+    if certificate_required:
+        context: ssl.SSLContext = ChannelContext(ssl.PROTOCOL_TLS_SERVER)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_verify_locations(cadata=ca.decode("ascii"))
     _limit(context)
     load_pair(context, pair)
     return context
@@ -78,7 +99,8 @@ def client_context(*, ca_file: Path, cert_file: Path, key_file: Path) -> ssl.SSL
     Raises:
         OSError, ssl.SSLError: A file is missing or no certificate.
     """
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(ca_file))
+    context = ChannelContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cafile=str(ca_file))
     return _common(context, cert_file, key_file)
 
 
@@ -92,6 +114,7 @@ def _limit(context: ssl.SSLContext) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS12_SUITES)
     context.set_alpn_protocols(["http/1.1"])
+    context.options |= ssl.OP_NO_RENEGOTIATION  # TLS 1.2: the other end could have us do the costly part for ever
 
 
 def peer_certificate(connection: ssl.SSLObject | ssl.SSLSocket | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ HMAC-signed with the CA's private key (DER) and says when it ends, nothing else:
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import math
@@ -73,6 +74,11 @@ def verify_bearer(bearer: str, ca_key: bytes, *, now: float | None = None) -> fl
         raise BadToken("the token is not signed by this cloud's CA") from None
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
         raise BadToken(f"not a join token: {error}") from None
+    signature = bearer.rpartition(".")[2]
+    decoded = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=").decode() != signature:
+        # Its signature is good, written otherwise: its hash is not that of the token that may be revoked.
+        raise BadToken("not a join token: it was changed")
     end = claims["exp"]
     if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
         raise BadToken("not a join token: exp is not a number")

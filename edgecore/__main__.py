@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Final
 
 _HEAPS: Final = "MALLOC_ARENA_MAX"
@@ -34,9 +33,14 @@ def _have_one_heap() -> None:
 
 def _run() -> None:
     try:
-        from edgecore.app import run
-        from edgecore.logs import set_up_logs
-        from edgecore.options import read_options
+        from edgecore.lean import lean_imports
+
+        with lean_imports():
+            from pathlib import Path
+
+            from edgecore.app import run
+            from edgecore.logs import set_up_logs
+            from edgecore.options import read_options
     except ModuleNotFoundError as missing:
         if (missing.name or "").startswith(("edgecore", "dmi", "cloudedge")):
             raise

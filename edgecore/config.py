@@ -77,7 +77,9 @@ class EdgedConfig(Struct, frozen=True, rename="camel"):
 class WebSocketConfig(Struct, frozen=True, rename="camel"):
     enable: bool = True
     server: str = "127.0.0.1:10000"
-    """`host:port` of CloudHub; the host must be in its certificate. Several, with commas between: tried in turn."""
+    """`host:port` of CloudHub; the host must be in its certificate. Several, with commas between: tried in turn,
+    each 3 s after the one before it, or as soon as that has failed.
+    """
     handshake_timeout: Seconds = 30
     read_deadline: Seconds = 15
     """How long the cloud may leave a ping unanswered."""

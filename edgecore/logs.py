@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
+
+from dmi.log_lines import log_to_stderr
 
 __all__ = ["set_up_logs"]
 
 
 def set_up_logs(level: int) -> None:
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
+    log_to_stderr(level, "%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True)
     logging.getLogger("picows").setLevel(logging.WARNING)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from dmi.errors import ConfigError
+from dmi.log_lines import log_to_stderr
 from kubetwin.join import join
 from kubetwin.join_commands import token
 from kubetwin.mapper_commands import mapper
@@ -43,9 +44,7 @@ class _Commands(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens in detail.")
 def main(verbose: bool) -> None:
     """KubeEdge's device management in Python."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    log_to_stderr(logging.DEBUG if verbose else logging.INFO, "%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
 
 @main.command()

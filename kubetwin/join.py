@@ -73,9 +73,15 @@ def join(
                 )
     except request.JoinError as error:
         raise click.ClickException(str(error)) from error
-    if not file.exists():
+    is_new = not file.exists()
+    if is_new:
         _write_config(file, config)
-    _fetch(config, files, file, text)
+    try:
+        _fetch(config, files, file, text)
+    except BaseException:
+        if is_new:  # or the next try, with another --node, say, would have to fit it
+            file.unlink(missing_ok=True)
+        raise
     until = _day(read_identity(files, config.node).not_after)
     click.echo(f"node {config.node} has joined; its certificate holds until {until}. Start it with:", err=True)
     click.echo(f"edgecore --config {file}")
@@ -83,6 +89,7 @@ def join(
 
 def _settings(file: Path, *, cloudcore: str, node: str, certport: int, data: Path | None) -> EdgeCoreConfig:
     """Those of the file, which must say the same, or new ones."""
+    from cloudedge.tls import NODE_NAME
     from edgecore.config import EdgeCoreConfig
     from edgecore.configfile import load_config
 
@@ -91,7 +98,12 @@ def _settings(file: Path, *, cloudcore: str, node: str, certport: int, data: Pat
         raise click.BadParameter(f"{cloudcore!r} is not of the form host:port", param_hint="--cloudcore")
     http_server = f"https://{host}:{certport}"
     if not file.exists():
-        return _new_settings(EdgeCoreConfig(), cloudcore, http_server, node, data)
+        config = _new_settings(EdgeCoreConfig(), cloudcore, http_server, node, data)
+        if not NODE_NAME.fullmatch(config.node):
+            raise click.BadParameter(
+                f"{config.node!r} cannot be a node's name: lower-case letters, digits, '-' and '.'", param_hint="--node"
+            )
+        return config
     config = load_config(file)
     hub = config.modules.edge_hub
     for key, found, wanted in (

@@ -6,20 +6,22 @@ from __future__ import annotations
 
 import argparse
 import base64
+import heapq
+import itertools
 import os
 import random
 import selectors
 import socket
 import ssl
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Final
 
-from cloudedge import Message, certificates, encode, new_message
+from cloudedge import Message, certificates, encode, new_message, tls
 
 KEEPALIVE_S: Final = 15.0
+TURNS: Final = 15
 DIALLERS: Final = 8
 """Threads; TLS leaves the interpreter's lock to the others."""
 TIMEOUT_S: Final = 20.0
@@ -41,25 +43,28 @@ def main() -> None:
 class Fleet:
     def __init__(self, port: int, certs: Path, names: list[str]) -> None:
         self._port = port
-        self._contexts = {name: _context(certs, name) for name in names}
+        ca = certificates.load(certs, "ca")
+        self._contexts = {name: _context(ca, name) for name in names}
         self._selector = selectors.DefaultSelector()
         self._connected: dict[str, ssl.SSLSocket] = {}
-        self._due: list[tuple[float, str]] = []
+        self._due = [(time.monotonic(), name) for name in names]
+        """A heap: who dials next, and when."""
         self._lock = threading.Lock()
-        now = time.monotonic()
-        for name in names:
-            self._due.append((now, name))
+        self._turns = [names[turn::TURNS] for turn in range(TURNS)]
+        """Whose keepalive goes out together."""
 
     def run(self) -> None:
         for _ in range(DIALLERS):
             threading.Thread(target=self._dial_for_ever, daemon=True).start()
-        while True:
-            began = time.monotonic()
-            while time.monotonic() - began < KEEPALIVE_S:
-                for key, _ in self._selector.select(timeout=0.5):
+        next_at = time.monotonic()
+        for turn in itertools.cycle(self._turns):
+            next_at += KEEPALIVE_S / TURNS
+            while (left_s := next_at - time.monotonic()) > 0:
+                for key, _ in self._selector.select(timeout=min(left_s, 0.5)):
                     self._read(key.data)
-            for name in list(self._connected):
-                self._keep_alive(name)
+            for name in turn:
+                if name in self._connected:
+                    self._keep_alive(name)
 
     def _read(self, name: str) -> None:
         link = self._connected[name]
@@ -85,23 +90,24 @@ class Fleet:
             return
         self._selector.unregister(link)
         link.close()
+        self._dial_in(random.uniform(0.1, 1.0), name)
+
+    def _dial_in(self, after_s: float, name: str) -> None:
         with self._lock:
-            self._due.append((time.monotonic() + random.uniform(0.1, 1.0), name))
+            heapq.heappush(self._due, (time.monotonic() + after_s, name))
 
     def _dial_for_ever(self) -> None:
         while True:
-            now = time.monotonic()
             with self._lock:
-                at = next((i for i, (due, _) in enumerate(self._due) if due <= now), None)
-                name = None if at is None else self._due.pop(at)[1]
+                due = bool(self._due) and self._due[0][0] <= time.monotonic()
+                name = heapq.heappop(self._due)[1] if due else None
             if name is None:
                 time.sleep(0.05)
                 continue
             try:
                 link = self._dial(name)
             except OSError:
-                with self._lock:
-                    self._due.append((time.monotonic() + random.uniform(1.0, 5.0), name))
+                self._dial_in(random.uniform(1.0, 5.0), name)
                 continue
             self._connected[name] = link
             self._selector.register(link, selectors.EVENT_READ, name)
@@ -148,13 +154,10 @@ def _frame(payload: bytes) -> bytes:
     return b"\x81\xfe" + len(payload).to_bytes(2, "big") + mask + masked
 
 
-def _context(certs: Path, name: str) -> ssl.SSLContext:
-    ca = certificates.load(certs, "ca")
+def _context(ca: certificates.Issued, name: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(certs / "ca.crt")
-    with tempfile.TemporaryDirectory() as directory:
-        certificates.save(certificates.sign_node(ca, name), Path(directory), name)
-        context.load_cert_chain(Path(directory) / f"{name}.crt", Path(directory) / f"{name}.key")
+    context.load_verify_locations(cadata=certificates.pem(ca)[0].decode())
+    tls.load_pair(context, b"".join(certificates.pem(certificates.sign_node(ca, name))))
     return context
 
 

@@ -7,6 +7,7 @@ own and keepalives (`node_clients`). Memory is the growth of CloudCore's RSS, al
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import resource
 import sys
@@ -26,7 +27,7 @@ from kubetwin.apiserver import ApiServer
 from tests.cloudcore.support import install_crds, open_client
 
 CLIENTS: Final = 2
-POLL_S: Final = 0.5
+POLL_S: Final = 1.0
 SPARE_FILES: Final = 500
 CONNECTED_WITHIN_S: Final = 900.0
 SETTLE_S: Final = 20.0
@@ -58,10 +59,12 @@ async def _run(directory: Path, nodes: int) -> None:
             await asyncio.sleep(2)
             idle = rss_mib(cloud.pid)
             figure("channel.nodes.idle_rss", idle, "MiB")
-            async with _clients(directory / "certs", cloud.port, nodes):
+            async with _clients(directory / "certs", cloud.port, nodes) as clients:
                 began = time.monotonic()
                 await _all_here(cloud, nodes)
                 figure("channel.nodes.all_connected", time.monotonic() - began, "s")
+                lapses = (directory / "first.log").read_text().count("its Lease has run out")
+                figure("channel.nodes.all_connected_lapses", lapses, "times that CloudCore lost its own Lease")
                 await asyncio.sleep(SETTLE_S)
                 grown_kib = (rss_mib(cloud.pid) - idle) * 1024
                 figure("channel.nodes.connected", await _gauge(cloud), "nodes")
@@ -72,12 +75,16 @@ async def _run(directory: Path, nodes: int) -> None:
                 figure("channel.nodes.idle_cpu", share * 100, "% of a core")
                 cloud.process.kill()
                 await cloud.process.wait()
-                began = time.monotonic()
+                began, clients_cpu = time.monotonic(), sum(map(cpu_seconds, clients))
                 async with _cloudcore(config, directory / "second.log") as again:
                     figure("channel.nodes.restart_listens", time.monotonic() - began, "s")
+                    cpu = cpu_seconds(again.pid)
                     await _all_here(again, nodes)
                     figure("channel.nodes.restart_all_back", time.monotonic() - began, "s")
-                    figure("channel.nodes.restart_cpu_per_node", cpu_seconds(again.pid) / nodes * 1000, "ms")
+                    figure("channel.nodes.restart_cpu_per_node", (cpu_seconds(again.pid) - cpu) / nodes * 1000, "ms")
+                    share = sum(map(cpu_seconds, clients)) - clients_cpu
+                    figure("channel.nodes.restart_clients_cpu_per_node", share / nodes * 1000, "ms")
+                    figure("channel.nodes.load", os.getloadavg()[0], "processes")
 
 
 class _Cloud:
@@ -114,8 +121,8 @@ async def _logged(process: asyncio.subprocess.Process, log: Path, pattern: str) 
 
 
 @asynccontextmanager
-async def _clients(certs: Path, port: int, nodes: int) -> AsyncIterator[None]:
-    """Returns when their certificates are made and they start to dial."""
+async def _clients(certs: Path, port: int, nodes: int) -> AsyncIterator[list[int]]:
+    """Goes on when their certificates are made and they start to dial. Yields the processes' ids."""
     processes = []
     try:
         for number in range(CLIENTS):
@@ -127,7 +134,7 @@ async def _clients(certs: Path, port: int, nodes: int) -> AsyncIterator[None]:
             assert process.stdout is not None
             if await process.stdout.readline() != b"ready\n":
                 raise RuntimeError("a process of nodes ended")
-        yield
+        yield [process.pid for process in processes]
     finally:
         for process in processes:
             if process.returncode is None:

@@ -22,7 +22,8 @@ from cloudcore.app import MIN_WRITERS
 from cloudcore.devicecontroller.kinds import STATUSES
 from cloudcore.kube import Key, KubeClient, Object
 from cloudedge import Message, new_message, reply, tls
-from cloudedge.connection import Connection, connect
+from cloudedge.connection import Connection
+from cloudedge.dialling import connect
 from cloudedge.message import now_ms
 from cloudedge.resources import state_resource, twin_resource
 from tests.e2e.replicas import device_name, free_ports, replica_set

@@ -41,7 +41,11 @@ def show(
     gauge(prefix + "nodes", "Nodes with a session at this cloud core.", lambda: len(sessions))
     gauge(prefix + "nodes_waiting", "Connected nodes that this cloud core does not own yet.", lambda: len(waiting))
     gauge(prefix + "outbox_messages", "Messages that wait for nodes or are in flight.", lambda: total(len))
-    gauge(prefix + "outbox_bytes", "Their contents.", lambda: total(lambda outbox: outbox.held_bytes))
+    gauge(
+        prefix + "outbox_bytes",
+        "About what they hold, with 1 KiB for each.",
+        lambda: total(lambda outbox: outbox.held_bytes),
+    )
     gauge(prefix + "in_flight", "Messages that nodes have not acknowledged.", lambda: total(lambda o: o.in_flight))
     gauge(prefix + "oldest_unacknowledged_seconds", "Since the one sent longest ago was sent.", oldest)
     gauge(

@@ -20,7 +20,7 @@ from cloudcore.cloudhub.session import Session, SessionEnded
 from cloudcore.cloudhub.unserved import refusal
 from cloudcore.cloudhub.upgrade import node_of_upgrade, wrong_with
 from cloudcore.cloudhub.waiting import Leftovers, wait_for_owner
-from cloudedge import Message, tls
+from cloudedge import Message, certificates, tls
 from cloudedge.connection import Connection
 from cloudedge.listening import Listener, ListenerLimits, Refusal, serve
 from cloudedge.message import MAX_MESSAGE_BYTES
@@ -36,6 +36,8 @@ _TASK_OPERATIONS: Final = frozenset({"prepull", "upgrade", "UpdateNodeActionStat
 _LEGACY_NAME: Final = "kubeedge.io"
 """In the certificates of upstream's first versions, the same for every node."""
 _MAX_REFUSALS: Final = 1024
+_REFUSAL_LINES: Final = 60
+"""A minute: with one certificate a client can be as many wrong nodes as it likes."""
 _MAX_KINDS: Final = 256
 """Kinds of messages counted apart; nodes choose the words, so there is an end to them."""
 
@@ -95,6 +97,8 @@ class CloudHub:
         self._leftovers = Leftovers()
         self._refusals: dict[str, str] = {}
         """By node, why it was refused last, since it was let in last."""
+        self._lines_until = 0.0
+        self._lines = 0
         self._group: asyncio.TaskGroup | None = None
         self.listener: Listener | None = None
         show(metrics, sessions=self._sessions, waiting=self._waiting, listener=lambda: self.listener)
@@ -161,15 +165,28 @@ class CloudHub:
             raise Refusal(503, f"node {node}: {reason}")
         return node
 
+    def refused(self, node: str) -> str:
+        """Why the node was turned away, if that is what happened last; empty: it was not, or not here."""
+        return self._refusals.get(node, "")
+
     def _note_refusal(self, what: str, node: str, reason: str) -> None:
         """Count it, and log it on the change: an edge core that is refused tries again every few seconds."""
         self.counts[f"refused: {what}"] += 1
         self._figures.refused.add(what)
-        if self._refusals.get(node) != reason:
+        if self._refusals.get(node) != reason and self._may_log():
             if len(self._refusals) >= _MAX_REFUSALS:
                 self._refusals.clear()
             self._refusals[node] = reason
             logger.warning("node %r refused: %s", node, reason)
+
+    def _may_log(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now >= self._lines_until:
+            self._lines_until, self._lines = now + 60.0, 0
+        self._lines += 1
+        if self._lines == _REFUSAL_LINES:
+            logger.warning("more nodes are refused than are named here; the metrics have the number")
+        return self._lines < _REFUSAL_LINES
 
     def _is_full(self, node: str) -> bool:
         """What the node has here already does not count: it will be replaced."""
@@ -187,7 +204,7 @@ class CloudHub:
 
     def _refusal_of(self, connection: Connection) -> str:
         """Why the node behind a connection may not be here; counted."""
-        node, certificate = connection.peer, connection.peer_certificate()
+        node, certificate = connection.peer, certificates.shown(connection.peer_certificate())
         owner = tls.node_of(certificate)
         legacy = not self._settings.strict_identity and tls.common_name(certificate) == _LEGACY_NAME
         if owner != node and not legacy:
@@ -244,13 +261,16 @@ class CloudHub:
             newer = "a newer connection of the node took over"
             before.end(SessionEnded("replaced", newer, WSCloseCode.POLICY_VIOLATION))
         logger.info("node %s connected%s", node, ", taking over from an older connection" if before else "")
-        ended = SessionEnded("stopping" if self._group is None else "failed", "it failed")
+        ended = SessionEnded("failed", "it failed")
         try:
             for handler in self._handlers:
                 handler.node_connected(session)
             for message in self._leftovers.take(node):
                 session.post(message)
             ended = await session.run(self._take)
+        except asyncio.CancelledError:
+            ended = SessionEnded("stopping", "CloudHub is stopping")
+            raise
         except Exception:  # one node must not end all others
             logger.exception("node %s: session failed", node)
             session.end(ended)

@@ -29,7 +29,11 @@ WINDOW: Final = 32
 MAX_PLAIN: Final = 4096
 """Unsent messages of the other class before the node counts as not reading."""
 MAX_BYTES: Final = 256 * 1024 * 1024
-"""Contents that wait for one node, before it counts as not reading."""
+"""What waits for one node, before it counts as not reading."""
+MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
+"""Of answers, which a node can have as many of as it asks for."""
+OVERHEAD: Final = 1024
+"""Of a message that waits, in bytes: a node can have us send it very many small ones."""
 _DELETE: Final = "delete"
 
 
@@ -74,6 +78,7 @@ class Outbox:
         "_resend_s",
         "_slots",
         "_window",
+        "answer_bytes",
         "given_up",
         "held_bytes",
         "resent",
@@ -87,7 +92,9 @@ class Outbox:
         self.superseded = 0
         """Messages that a newer one of their object took the place of, or that were older than one that waits."""
         self.held_bytes = 0
-        """Of contents that wait or are in flight."""
+        """Of messages that wait or are in flight."""
+        self.answer_bytes = 0
+        """Of these, answers to what the node sent."""
         self._window = window
         self._resend_s = resend_s
         self._plain: deque[Message] = deque()
@@ -104,7 +111,7 @@ class Outbox:
     def post(self, message: Message) -> None:
         """Send once, before any object message."""
         self._plain.append(message)
-        self.held_bytes += len(message.content)
+        self._hold(message)
 
     def put_object(self, message: Message) -> None:
         """Send until acknowledged. Replaces what waits for the same object, unless that is newer: an update that is
@@ -118,19 +125,20 @@ class Outbox:
             self.superseded += 1
             return
         slot.waiting.append(message)
-        self.held_bytes += len(message.content)
+        self._hold(message)
         self._made_ready(key, slot)
 
     def put_answer(self, message: Message) -> None:
         """Send until acknowledged, a few times at most."""
         slot = self._slots[message.id] = _Slot()
         slot.waiting.append(message)
-        self.held_bytes += len(message.content)
+        self._hold(message)
         self._made_ready(message.id, slot)
 
     @property
     def overflowing(self) -> bool:
-        return len(self._plain) > MAX_PLAIN or (self.held_bytes > MAX_BYTES and len(self) > 1)
+        too_much = self.held_bytes > MAX_BYTES or self.answer_bytes > MAX_ANSWER_BYTES
+        return len(self._plain) > MAX_PLAIN or (too_much and len(self) > 1)
 
     @property
     def in_flight(self) -> int:
@@ -148,7 +156,7 @@ class Outbox:
         """The message to write to the socket now, if any."""
         if self._plain:
             message = self._plain.popleft()
-            self.held_bytes -= len(message.content)
+            self._release(message)
             return message
         if (again := self._due(now)) is not None:
             return again
@@ -181,6 +189,15 @@ class Outbox:
         """Messages that wait or are in flight."""
         return len(self._plain) + len(self._slots)
 
+    def _hold(self, message: Message, *, sign: int = 1) -> None:
+        size = sign * (message.size + OVERHEAD)
+        self.held_bytes += size
+        if message.header.parent_msg_id:
+            self.answer_bytes += size
+
+    def _release(self, message: Message) -> None:
+        self._hold(message, sign=-1)
+
     def _make_way(self, slot: _Slot, message: Message) -> bool:
         """Take out what `message` replaces; False: something newer than it waits or is in flight."""
         before = slot.waiting[-1] if slot.waiting else slot.sent
@@ -201,12 +218,12 @@ class Outbox:
         return True
 
     def _drop_newest(self, slot: _Slot) -> None:
-        self.held_bytes -= len(slot.waiting.pop().content)
+        self._release(slot.waiting.pop())
         self.superseded += 1
 
     def _drop_sent(self, slot: _Slot) -> None:
         if slot.sent is not None:
-            self.held_bytes -= len(slot.sent.content)
+            self._release(slot.sent)
         slot.sent, slot.tries = None, 0
 
     def _made_ready(self, key: str, slot: _Slot) -> None:
@@ -281,5 +298,5 @@ def _version(message: Message) -> int | None:
 def _uid(message: Message) -> str:
     try:
         return _identified.decode(message.content).metadata.uid
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""  # no Kubernetes object

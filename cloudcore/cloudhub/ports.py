@@ -30,11 +30,14 @@ class Admission(Protocol):
     """Whether a node may come in, or stay."""
 
     def refusal(self, node: str, certificate: Mapping[str, Any] | None, /) -> str:
-        """Why not, in words; empty: it may. `certificate` is what `SSLObject.getpeercert()` gives."""
+        """Why not, in words; empty: it may. `certificate` is what `tls.peer_certificate` gives."""
 
 
 class Owners(Protocol):
     """Which replica of the cloud core a node is served by."""
+
+    def acquire_now(self, node: str, /) -> bool:
+        """Whether this replica owns the node already: most nodes come back to where they were."""
 
     async def acquire(self, node: str, /) -> None:
         """Returns when this replica owns the node: at once, or when the API server answers again."""
@@ -52,6 +55,9 @@ class Everybody:
 
 class SoleOwner:
     """A cloud core that is alone owns every node."""
+
+    def acquire_now(self, node: str, /) -> bool:  # noqa: ARG002 - the port's
+        return True
 
     async def acquire(self, node: str, /) -> None: ...
 

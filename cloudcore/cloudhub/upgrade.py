@@ -17,6 +17,10 @@ MAX_ID: Final = 128
 """Characters of a message id; they are 36."""
 _MAX_RESOURCE: Final = 1024
 """Two names of 253 characters, and what is between them."""
+_MAX_TOPIC: Final = 64 * 1024
+"""Of an upload's resource: MQTT topics have no more."""
+_MAX_WORD: Final = 64
+"""Of source, group and operation."""
 
 
 def node_of_upgrade(headers: Mapping[str, str]) -> str:
@@ -46,9 +50,12 @@ def wrong_with(message: Message, node: str) -> str:
     """
     if not message.id or len(message.id) > MAX_ID or len(message.header.parent_msg_id) > MAX_ID:
         return "message id"
-    if message.route.group == "user":
-        return ""  # topics and URLs
-    resource = message.route.resource
+    route, resource = message.route, message.route.resource
+    words = (route.source, route.group, route.operation)
+    if max(map(len, words)) > _MAX_WORD or not "".join((*words, message.id)).isprintable():
+        return "route"
+    if route.group == "user":
+        return "" if len(resource) <= _MAX_TOPIC else "resource"  # topics and URLs
     parts = resource.split("/")
     if len(resource) > _MAX_RESOURCE or not resource.isprintable() or ".." in parts or "." in parts:
         return "resource"

@@ -56,13 +56,15 @@ class Leftovers:
 
 
 def _size(messages: Sequence[Message]) -> int:
-    return sum(len(message.content) for message in messages)
+    return sum(message.size for message in messages)
 
 
 async def wait_for_owner(owners: Owners, connection: Connection, *, silent_s: float) -> bool:
     """Until this replica owns the node; False when the node did not wait, or said nothing for `silent_s` though it was
     listened to. What it sends meanwhile is kept, as much as the connection holds.
     """
+    if not connection.is_closed and owners.acquire_now(connection.peer):
+        return True
     loop = asyncio.get_running_loop()
     acquire = asyncio.create_task(owners.acquire(connection.peer), name=f"own {connection.peer}")
     closed = asyncio.create_task(connection.wait_closed(), name=f"end of {connection.peer}")

@@ -244,6 +244,8 @@ class DeviceController:
 
         def merge(known: Known) -> Known:
             now = now_ms()
+            if message.header.timestamp > 0:  # the node's clock; what is known lies ahead of one that was set back
+                now = min(now, message.header.timestamp)
             if (late_s := lag_s(known, sides, now_ms=now)) > MAX_LAG_S:
                 detail = f"by {late_s:.0f} s, and so not taken; is the node's clock right?"
                 self._count("value older than the one known", link, key, detail)
@@ -290,6 +292,8 @@ class DeviceController:
         self.mirror.note(key)
         if old is not None and new is not None and identity(old) == identity(new) and spec_of(old) == spec_of(new):
             return  # labels, annotations, status: nobody else's business here
+        if old is not None and (new is None or identity(old) != identity(new)):
+            self.events.forget(key, old)
         self._index.change(key, old, new)
         self._declarations.forget(key)
         self.downstream.device_changed(key, old, new)
@@ -302,7 +306,7 @@ class DeviceController:
         for user in users:
             self._declarations.forget(user)
             self.writer.note(user)
-        self.downstream.model_changed(users)
+        self.downstream.model_changed(key, users)
 
     def _status_changed(self, key: Key, _old: Object | None, new: Object | None) -> None:
         self.writer.note_status(key, new)

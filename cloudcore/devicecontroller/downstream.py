@@ -23,6 +23,7 @@ from cloudcore.devicecontroller.messages import (
     object_message,
     ok,
 )
+from cloudcore.devicecontroller.pace import Pace
 from cloudcore.devicecontroller.views import (
     KINDS,
     NodeRecords,
@@ -48,6 +49,8 @@ HOLD_S: Final = 10.0
 """How long a node waits for caches that have not seen yet what it has from another replica. In a cluster that was made
 anew they never will: versions start at 1 again."""
 LOOK_AGAIN_S: Final = 0.1
+MAX_DELETIONS: Final = 500
+"""Of what a node says it has and should not, at a time; the rest with the next comparisons. A node may say anything."""
 SWEEP_EVERY: Final = 6
 """Comparisons of a node until its records are gone through again."""
 
@@ -87,6 +90,7 @@ class Downstream:
         self._complete = False
         self._sent = self._deleted = 0
         self._views: dict[str, View] = {}
+        self._pace = Pace(asyncio.get_running_loop().time)
 
     def connected(self, link: NodeLink) -> None:
         """Start anew with this connection of the node."""
@@ -111,13 +115,25 @@ class Downstream:
         if view is None or view.link is not link:
             return
         view.request = message
+        loop = asyncio.get_running_loop()
+        if (wait_s := self._pace.wait_s(link.node)) > 0:
+            view.timer.cancel()
+            view.timer = loop.call_later(wait_s, self._take_request, view)
+        else:
+            self._take_request(view)
+
+    def _take_request(self, view: View) -> None:
+        node, request = view.link.node, view.request
+        if request is None:
+            return
         try:
-            view.inventory = read_inventory(message).objects
+            view.inventory = read_inventory(request).objects
         except MalformedMessage as error:
-            logger.warning("node %s: %s; it is sent everything", link.node, error)
+            logger.warning("node %s: %s; it is sent everything", node, error)
             view.inventory = None
+        self._pace.spend(node, len(view.inventory or ()) // 10)  # comparing is cheap
         view.hold_until = asyncio.get_running_loop().time() + HOLD_S
-        self._ask(link.node)
+        self._ask(node)
 
     def is_behind(self, link: NodeLink) -> bool:
         """Whether the node has what is not known here yet: then its reports cannot be judged."""
@@ -156,6 +172,8 @@ class Downstream:
                 or view.models.get(model) is not self._find_model(model)
             ):
                 self._refresh(view, key)
+        if view.has:
+            self._delete_others(view)
         view.rounds += 1
         if view.rounds % SWEEP_EVERY == 1:
             self._sweep(view)
@@ -176,8 +194,10 @@ class Downstream:
             if view is not None and view.ready:
                 self._refresh(view, key)
 
-    def model_changed(self, users: Iterable[Key]) -> None:
-        """The model of these devices has changed, or is there at last."""
+    def model_changed(self, key: Key, users: Iterable[Key]) -> None:
+        """The model of these devices has changed, is there at last, or is gone."""
+        if self._find_model(key) is None:
+            self._last[MODELS].pop(key, None)
         for user in users:
             device = self._find_device(user)
             view = self._views.get(node_name(device)) if device is not None else None
@@ -214,6 +234,7 @@ class Downstream:
         view.has = dict(view.inventory or {})
         node = view.link.node
         members = {key: device for key in self._devices_of(node) if (device := self._find_device(key))}
+        self._pace.spend(node, len(members))
         view.link.post(detail_message(members))
         view.members.update(members)
         before = self._sent
@@ -222,7 +243,8 @@ class Downstream:
             self._send_device(view, key, members[key], new="update")
         self._delete_others(view)
         self._sweep(view)
-        logger.info(
+        logger.log(
+            logging.INFO if members or self._sent != before else logging.DEBUG,  # most nodes of a large fleet have none
             "node %s: told of %d devices, %d of them deliverable, with %d models; %d objects sent, as it %s",
             node,
             len(members),
@@ -237,12 +259,16 @@ class Downstream:
     def _delete_others(self, view: View) -> None:
         """What the node says it has, and should not. What it should have and cannot be sent now, it keeps."""
         used = {model_key(key, device) for key, device in view.members.items()}
+        left = MAX_DELETIONS
         for resource, has in list(view.has.items()):
             found = path_of(resource)
             if found is not None:
                 kind, key = found
                 if key in (view.members if kind is DEVICES else used):
                     continue
+                if not left:
+                    return
+                left -= 1
                 self._put(view, delete_message(kind, key, uid=has.uid, version=has.version))
             del view.has[resource]
 
@@ -361,5 +387,3 @@ class Downstream:
             del view.uses[model]
             if (last := view.models.pop(model, None)) is not None:
                 self._put(view, object_message("delete", MODELS, model, last))
-            if self._find_model(model) is None:
-                self._last[MODELS].pop(model, None)

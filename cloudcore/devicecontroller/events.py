@@ -37,6 +37,10 @@ _STATE_REASONS: Final = {
     "unhealthy": "DeviceUnhealthy",
     "unknown": "DeviceUnknown",
 }
+_OTHER_STATE: Final = "DeviceStateChanged"
+_REASONS: Final = frozenset(
+    {*_STATE_REASONS.values(), _OTHER_STATE, "DesiredFailed", "DesiredApplied", "DeclarationProblem"}
+)
 
 
 class EventSettings(Struct, frozen=True):
@@ -89,7 +93,7 @@ def transitions(before: Shown, after: Shown) -> list[Transition]:
     """What is worth telling about a device that was shown as `before`. One that was not shown at all is no news."""
     told: list[Transition] = []
     if before.state and after.state != before.state:
-        reason = _STATE_REASONS.get(after.state, "DeviceStateChanged")
+        reason = _STATE_REASONS.get(after.state, _OTHER_STATE)
         told.append(
             Transition(
                 "Normal" if reason == "DeviceOnline" else "Warning",
@@ -144,6 +148,14 @@ class EventRecorder:
         if subject not in window:
             self._waiting += 1
         window[subject] = told
+
+    def forget(self, key: Key, device: Object) -> None:
+        """The device is gone: what was written about it will not be counted on."""
+        for reason in _REASONS:
+            subject = _Subject(reason, DEVICES.kind, key, identity(device))
+            event = self._events.get(subject)
+            if event is not None and not event.pending:
+                del self._events[subject]
 
     def close(self) -> None:
         for timer in self._timers.values():

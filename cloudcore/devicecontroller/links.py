@@ -14,6 +14,10 @@ GRACE_S: Final = 10.0
 """A node away for less is as good as connected: reconnects and restarts of the cloud core are no news."""
 
 
+MAX_LOST: Final = 10_000
+"""Absent nodes whose loss is remembered, the newest ones: nodes come under new names for as long as a process runs."""
+
+
 class NodeLink(Protocol):
     """A connected node, for sending. Neither method waits or fails."""
 
@@ -68,15 +72,13 @@ class Links:
         if self._links.get(link.node) is not link:
             return False
         del self._links[link.node]
-        self._lost_at[link.node] = self._clock()
-        self._lost_ms[link.node] = now_ms()
+        self._note_loss(link.node)
         return True
 
     def orphaned(self, node: str) -> None:
         """The replica that had the node is gone. Unless the node is connected here, it may be any moment."""
         if node not in self._links:
-            self._lost_at[node] = self._clock()
-            self._lost_ms[node] = now_ms()
+            self._note_loss(node)
 
     def get(self, node: str) -> NodeLink | None:
         return self._links.get(node)
@@ -91,3 +93,10 @@ class Links:
             return 0.0
         away_since = max(self._started, self._lost_at.get(node, self._started))
         return max(0.0, away_since + self.grace_s - self._clock())
+
+    def _note_loss(self, node: str) -> None:
+        self._lost_at.pop(node, None)  # to the end
+        self._lost_at[node], self._lost_ms[node] = self._clock(), now_ms()
+        while len(self._lost_at) > MAX_LOST:
+            oldest = next(iter(self._lost_at))
+            del self._lost_at[oldest], self._lost_ms[oldest]

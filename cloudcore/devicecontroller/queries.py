@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 _ID: Final = re.compile(r"[a-z0-9]{8,32}")
 MAX_PROPERTY_CHARACTERS: Final = 253
+MAX_DEPTH: Final = 32
+"""Of an answer. What can be read at one depth of calls cannot be written at another."""
 _NO_ANSWER: Final = msgspec.Raw(b"null")
 
 
@@ -107,6 +109,8 @@ class Queries:
         """`knows_questions`: whether the edge core that has the device is one that answers."""
         self.counts: Counter[str] = Counter()
         """What became of questions and answers."""
+        self.why_away: Callable[[str], str] = lambda _: ""
+        """Why a node is not let in, if it is not."""
         self._client = client
         self._find_device = find_device
         self._statuses = statuses
@@ -174,7 +178,14 @@ class Queries:
         except MalformedMessage as error:
             self._answer(key, id_, error=f"the node's answer cannot be read: {error}"[:1024])
             return
+        if not answer.error and _is_deep(answer.result):
+            self._answer(key, id_, error=f"the node's answer is nested deeper than {MAX_DEPTH} levels")
+            return
         self._answer(key, id_, result=answer.result, error=answer.error[:1024])
+
+    def _away(self, node: str) -> str:
+        reason = self.why_away(node)
+        return f'node "{node}" is not connected to CloudHub' + (f": {reason}" if reason else "")
 
     def close(self) -> None:
         for _, _, timer in self._sent.values():
@@ -225,7 +236,7 @@ class Queries:
             return
         link = self._links.get(node)
         if link is None and not self._links.grace_left_s(node):
-            self._answer(key, id_, error=_away(node), reason=NODE_AWAY)
+            self._answer(key, id_, error=self._away(node), reason=NODE_AWAY)
             return
         question = new_message(
             source=SOURCE,
@@ -268,7 +279,7 @@ class Queries:
         key, id_, _ = self._sent[message_id]
         node = self._asked[key][id_].node
         if self._links.get(node) is None:
-            self._answer(key, id_, error=_away(node), reason=NODE_AWAY)
+            self._answer(key, id_, error=self._away(node), reason=NODE_AWAY)
             return
         error = f'node "{node}" is connected, and its edge core did not answer within {self._settings.timeout_s:g} s'
         if self._knows_questions(key):
@@ -327,8 +338,21 @@ class Queries:
             self._queue.add(key, delay_s=min(left) - self._loop.time())
 
 
-def _away(node: str) -> str:
-    return f'node "{node}" is not connected to CloudHub'
+def _is_deep(result: msgspec.Raw) -> bool:
+    try:
+        level: list[Any] = [msgspec.json.decode(result)]
+    except RecursionError:
+        return True
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _read(id_: str, entry: object) -> Query:

@@ -21,6 +21,14 @@ MAX_VALUE_CHARACTERS: Final = 64 * 1024
 """Longest value taken: all twins of a device share one API object, which etcd limits to 1.5 MiB."""
 
 
+MAX_REPORT_BYTES: Final = 4 * 1024 * 1024
+"""Of a report; more could not be written, and decoded it takes many times as much memory."""
+MAX_PROPERTIES: Final = 10_000
+"""In a report; fewer fit into an API object, and nobody else is served while they are read."""
+MAX_WRONG: Final = 16
+"""Properties that are named when they cannot be read."""
+
+
 class Sides(Struct, frozen=True):
     """What a report says of one property; None: nothing of that side."""
 
@@ -75,12 +83,16 @@ def read_twin_report(message: Message) -> tuple[dict[str, Sides], list[str]]:
     """
     sides: dict[str, Sides] = {}
     wrong: list[str] = []
+    _check_size(message)
     content = message.data(_TwinContent)
+    if len(content.twin) > MAX_PROPERTIES:
+        raise MalformedMessage(f"content of {message.describe()}: more than {MAX_PROPERTIES} properties")
     for name, raw in content.twin.items():
         try:
             twin = msgspec.json.decode(raw, type=_Twin | None)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            wrong.append(f"property {name[:128]!r}: {error}")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            if len(wrong) < MAX_WRONG:
+                wrong.append(f"property {name[:128]!r}: {error}")
             continue
         if twin is None:
             continue
@@ -102,6 +114,7 @@ def read_state_report(message: Message) -> StateReport:
     Raises:
         MalformedMessage: Not the content of a state report, or an empty state.
     """
+    _check_size(message)
     device = message.data(_StateContent).device
     if not device.state:
         raise MalformedMessage(f"content of {message.describe()}: device.state is empty")
@@ -111,6 +124,11 @@ def read_state_report(message: Message) -> StateReport:
         reason=(device.reason or "")[:1024],
         since_ms=millis(device.since),
     )
+
+
+def _check_size(message: Message) -> None:
+    if len(message.content) > MAX_REPORT_BYTES:
+        raise MalformedMessage(f"content of {message.describe()}: more than {MAX_REPORT_BYTES} bytes")
 
 
 def _side(side: _Side | None, type_: object, cls: type[Any]) -> Any:

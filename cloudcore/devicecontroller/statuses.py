@@ -14,6 +14,7 @@ report of a device on its way then sends the newest values at the moment they ca
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import Callable
@@ -94,7 +95,8 @@ class StatusWriter:
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
         self._records: dict[Key, Record] = {}
-        self._later: set[asyncio.TimerHandle] = set()
+        self._later: dict[int, asyncio.TimerHandle] = {}
+        self._numbers = itertools.count()
         self._queue: KeyedQueue[Key] = KeyedQueue()
         self._failing = ""
 
@@ -147,7 +149,7 @@ class StatusWriter:
 
     def close(self) -> None:
         self._queue.close()
-        for timer in self._later:
+        for timer in self._later.values():
             timer.cancel()
         self._later.clear()
 
@@ -330,13 +332,13 @@ class StatusWriter:
         """Confirm reports at a loop time. Confirmations lost by a restart are asked for again by the edge."""
         if not reports:
             return
+        # No closure over its own timer: that would keep the link, with its TLS, until there is a garbage collection.
+        number = next(self._numbers)
+        self._later[number] = self._loop.call_at(when, self._answer_later, number, reports)
 
-        def answer() -> None:
-            self._later.discard(timer)
-            self._answer(reports)
-
-        timer = self._loop.call_at(when, answer)
-        self._later.add(timer)
+    def _answer_later(self, number: int, reports: dict[str, NodeLink]) -> None:
+        del self._later[number]
+        self._answer(reports)
 
     @staticmethod
     def _answer(reports: dict[str, NodeLink]) -> None:

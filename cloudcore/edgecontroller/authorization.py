@@ -119,9 +119,11 @@ def narrow_patch(subject: str, patch: Any, *, metadata: frozenset[str]) -> Objec
     inner = mapping(patch.get("metadata"))
     if extra := sorted(set(inner) - metadata):
         raise Refused("patched field", f"a status patch of {subject} may not hold metadata.{extra[0][:253]}")
-    for member in inner.values():
-        if isinstance(member, dict) and any(name.startswith("$") for name in member):
+    for name, member in inner.items():
+        if isinstance(member, dict) and any(word.startswith("$") for word in member):
             raise Refused("patched field", f"a status patch of {subject} may not hold directives in its metadata")
+        if not isinstance(member, dict | str):  # null takes away what others have set there
+            raise Refused("patched field", f"a status patch of {subject} may not remove metadata.{name[:253]}")
     narrow: Object = {"metadata": inner} if inner else {}
     return narrow | ({"status": patch["status"]} if "status" in patch else {})
 
@@ -139,11 +141,14 @@ def check_mirror_pod(node: str, key: Key, pod: Object, *, node_uid: str) -> None
         raise Refused("pod to create", f"node {node} may create mirror pods only; {key} is none")
     if spec.get("nodeName") != node:
         raise Refused("pod to create", f"mirror pod {key} is not bound to node {node}")
-    if spec.get("serviceAccountName") or next(
-        references({**pod, "metadata": {"name": key.name, "namespace": key.namespace}}), None
+    if (
+        spec.get("serviceAccountName")
+        or spec.get("serviceAccount")  # the older name of the same
+        or next(references({**pod, "metadata": {"name": key.name, "namespace": key.namespace}}), None)
     ):
         raise Refused("pod to create", f"mirror pod {key} may refer to no service account, secret, config map or claim")
-    for owner in metadata.get("ownerReferences") or []:
+    owners = metadata.get("ownerReferences") or []
+    for owner in owners if isinstance(owners, list) else [owners]:
         owner = mapping(owner)
         its_own = owner.get("kind") == "Node" and owner.get("name") == node and owner.get("uid") == node_uid
         if not its_own or owner.get("blockOwnerDeletion"):
@@ -175,6 +180,8 @@ def check_token(node: str, account: Key, request: Object, graph: Graph) -> None:
     pod = graph.pod(node, Key(account.namespace, str(bound.get("name"))))
     if bound.get("kind") != "Pod" or pod is None or bound.get("uid") != pod.uid:
         raise Refused("token", f"a token of {account} for node {node} must be bound to a pod of the node")
+    if pod.is_mirror:
+        raise Refused("token", f"pod {pod.key} is node {node}'s own, and runs under no service account")
     if pod.service_account != account.name:
         raise Refused("token", f"pod {pod.key} does not run under service account {account}")
 

@@ -49,6 +49,8 @@ class Pod(Struct, frozen=True):
     references: frozenset[Reference]
     print: bytes
     """Another one when anything but the status changed."""
+    is_mirror: bool = False
+    """The node made it itself."""
 
 
 def read_pod(pod: Object) -> Pod:
@@ -62,6 +64,7 @@ def read_pod(pod: Object) -> Pod:
         service_account=str(account),
         references=frozenset(references(pod)),
         print=hashlib.blake2b(_encoder.encode([metadata, spec]), digest_size=12).digest(),
+        is_mirror=MIRROR_ANNOTATION in (metadata.get("annotations") or {}),
     )
 
 

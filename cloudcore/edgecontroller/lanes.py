@@ -17,14 +17,27 @@ LANE: Final = 256
 """Requests of one node that wait. A stock edge core sends 30 a second at most and waits for most answers."""
 WAITING: Final = 50_000
 """Requests of all nodes that wait."""
+LANE_BYTES: Final = 8 * 1024 * 1024
+WAITING_BYTES: Final = 128 * 1024 * 1024
 
 
 class Lanes(Generic[T]):
     """`add` from anywhere in the loop; each `work` task serves one request after the other until cancelled."""
 
-    def __init__(self, serve: Callable[[T], Awaitable[None]], *, at_once: int = AT_ONCE, lane: int = LANE) -> None:
-        """`serve` raises nothing."""
+    def __init__(
+        self,
+        serve: Callable[[T], Awaitable[None]],
+        *,
+        at_once: int = AT_ONCE,
+        lane: int = LANE,
+        size_of: Callable[[T], int] = lambda _: 0,
+    ) -> None:
+        """`serve` raises nothing. `size_of`: how many bytes a request holds."""
         self._serve = serve
+        self._size_of = size_of
+        self._bytes: Counter[str] = Counter()
+        """By node, of requests that wait."""
+        self._all_bytes = 0
         self._at_once = at_once
         self._lane = lane
         self._waiting: dict[str, deque[T]] = {}
@@ -46,8 +59,13 @@ class Lanes(Generic[T]):
         """False when too many wait already."""
         if len(self._waiting.get(node, ())) >= self._lane or self._count >= WAITING:
             return False
+        size = self._size_of(request)
+        if self._bytes[node] + size > LANE_BYTES or self._all_bytes + size > WAITING_BYTES:
+            return False
         self._waiting.setdefault(node, deque()).append(request)
         self._count += 1
+        self._bytes[node] += size
+        self._all_bytes += size
         self._offer(node)
         return True
 
@@ -67,8 +85,10 @@ class Lanes(Generic[T]):
                 continue
             request = lane.popleft()
             self._count -= 1
+            self._bytes[node] -= self._size_of(request)
+            self._all_bytes -= self._size_of(request)
             if not lane:
-                del self._waiting[node]
+                del self._waiting[node], self._bytes[node]
             self._running[node] += 1
             try:
                 await self._serve(request)

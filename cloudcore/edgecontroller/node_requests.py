@@ -57,6 +57,7 @@ _EVENT_MEMBERS: Final = frozenset({"count", "lastTimestamp", "message", "series"
 def typed(kind: Kind, key: Key, body: Object, *, is_new: bool = True) -> Object:
     """What a node sent, as an object of the kind at its very place."""
     metadata = {name: value for name, value in mapping(body.get("metadata")).items() if value is not None}
+    metadata.pop("namespace", None)  # of a cluster-scoped one too: it would become part of a URL
     metadata |= {"name": key.name} | ({"namespace": key.namespace} if key.namespace else {})
     for decided in (*_DECIDED, *(_DECIDED_ANEW if is_new else ())):
         metadata.pop(decided, None)

@@ -138,10 +138,10 @@ async def _update_pod_status(desk: Desk, request: Request, key: Key, uid: str, s
 
 def _with_kept_times(status: Object, before: Object) -> Object:
     """A pod keeps its start, and a condition the time of its last change."""
-    old = {c.get("type"): c for c in before.get("conditions") or [] if isinstance(c, dict)}
+    old = {c.get("type"): c for c in _list(before, "conditions") if isinstance(c, dict)}
     conditions = []
-    for condition in status.get("conditions") or []:
-        known = old.get(mapping(condition).get("type"), {})
+    for condition in _list(status, "conditions"):
+        known = old.get(str(mapping(condition).get("type")), {})
         if known.get("type") in _KEPT_TIMES and known.get("status") == condition.get("status"):
             condition = {**condition, "lastTransitionTime": known.get("lastTransitionTime")}
         conditions.append(condition)
@@ -150,8 +150,13 @@ def _with_kept_times(status: Object, before: Object) -> Object:
 
 
 def _runs(status: Object) -> bool:
-    states = status.get("containerStatuses") or []
+    states = _list(status, "containerStatuses")
     return any(not mapping(mapping(state).get("state")).get("terminated") for state in states)
+
+
+def _list(holder: Object, field: str) -> list[Any]:
+    value = holder.get(field)
+    return value if isinstance(value, list) else []
 
 
 async def get_referenced(desk: Desk, request: Request) -> Message:

@@ -31,6 +31,8 @@ STALE_S: Final = 55.0
 """A request that has waited longer is dropped: edge cores give up after 60 s (channel contract 6.3), and ask again."""
 READY_S: Final = 5.0
 """How long a request waits for the API to have told of nodes and pods; then the node is told to try again."""
+MAX_BYTES: Final = 3 * 512 * 1024
+"""Of a request: what etcd takes of an object. Decoded it takes many times as much memory."""
 _CA: Final = "k8s/ca.crt"
 
 _Answer = Callable[[Desk, Request], Awaitable[Message | None]]
@@ -89,7 +91,7 @@ class Requests:
         self._ready = ready
         self._link_of = link_of
         self._clock = clock or asyncio.get_running_loop().time
-        self._lanes: Lanes[Request] = Lanes(self._serve)
+        self._lanes: Lanes[Request] = Lanes(self._serve, size_of=lambda request: request.message.size)
         self._named: set[tuple[str, int]] = set()
         self._counter = metrics.counter(
             "kubetwin_cloudcore_edge_requests_total", "Requests of nodes, by what came of them.", "type", "outcome"
@@ -109,6 +111,9 @@ class Requests:
     def take(self, link: NodeLink, message: Message) -> None:
         """Put it into the node's lane, or answer at once that this cannot be served."""
         route = message.route
+        if message.size > MAX_BYTES:
+            self._fail(link, message, "too large", f"the request has more than {MAX_BYTES} bytes")
+            return
         if route.resource == _CA:
             path, key, verb = ObjectPath("", "ca", ""), Key("", ""), _CA_VERB
         else:

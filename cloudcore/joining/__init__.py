@@ -1,6 +1,6 @@
 """How nodes come to certificates: the CA, the join token, the HTTPS service they ask, and who is shut out again."""
 
-from cloudcore.joining.admission import NodeAdmission
+from cloudcore.joining.admission import NodeAdmission, RevocationsFirst
 from cloudcore.joining.credentials import CredentialFiles, Credentials
 from cloudcore.joining.joining import Joining, JoiningSettings
 from cloudcore.joining.revocations import Revocations
@@ -16,5 +16,6 @@ __all__ = [
     "JoiningSettings",
     "NodeAdmission",
     "Revocations",
+    "RevocationsFirst",
     "TokenKeeper",
 ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cloudcore.joining.revocations import Revocations
 from cloudedge import tls
 
-__all__ = ["NodeAdmission", "identity_refusal"]
+__all__ = ["NodeAdmission", "RevocationsFirst", "identity_refusal"]
 
 LEGACY: Final = ("KubeEdge", "kubeedge.io")
 """Organization and name of upstream's oldest certificates, which are no node's own."""
@@ -39,3 +39,31 @@ class NodeAdmission:
         """Why not, in words; empty: it may. `certificate` is what `tls.peer_certificate` gives."""
         reason = identity_refusal(node, certificate, strict=self._strict)
         return reason or self._revocations.current.refusal(node, certificate)
+
+
+class _Owners(Protocol):
+    def acquire_now(self, node: str, /) -> bool: ...
+
+    async def acquire(self, node: str, /) -> None: ...
+
+    def released(self, node: str, /) -> None: ...
+
+
+class RevocationsFirst:
+    """The hub's `Owners`, by which no node is served before the list of revocations has been read: until then it shuts
+    nobody out.
+    """
+
+    def __init__(self, owners: _Owners, revocations: Revocations) -> None:
+        self._owners = owners
+        self._revocations = revocations
+
+    def acquire_now(self, node: str, /) -> bool:
+        return self._revocations.known and self._owners.acquire_now(node)
+
+    async def acquire(self, node: str, /) -> None:
+        await self._revocations.until_known()
+        await self._owners.acquire(node)
+
+    def released(self, node: str, /) -> None:
+        self._owners.released(node)

@@ -106,6 +106,9 @@ class Revocations:
         """Whether the list has been read once."""
         return self._informer.synced.is_set()
 
+    async def until_known(self) -> None:
+        await self._informer.synced.wait()
+
     async def run(self) -> None:
         """Until cancelled. While the API server is away, the last list counts."""
         await self._informer.run()

@@ -23,6 +23,7 @@ from cloudcore.joining.credentials import Credentials
 from cloudcore.joining.revocations import Revocations
 from cloudcore.kube import Key, Kind, KubeClient, KubeError, NotFound
 from cloudedge import tls
+from cloudedge.certificates import names_of
 from cloudedge.signing import RequestRefused, parse_usages, sign_request
 from cloudedge.token import BadToken, verify_bearer
 from dmi.metrics import Metrics
@@ -99,15 +100,15 @@ class JoinService:
         self._issued = metrics.counter(
             "kubetwin_cloudcore_certificates_issued_total", "Certificates made for nodes.", "with"
         )
-        metrics.gauge(
-            "kubetwin_cloudcore_join_turned_away",
-            "Connections to the join port that were closed before a request, since the start.",
+        metrics.counted(
+            "kubetwin_cloudcore_join_turned_away_total",
+            "Connections to the join port that were closed before a request.",
             "reason",
             read=lambda: {("tls",): self._server.tls_failures, ("address",): self._server.turned_away},
         )
-        metrics.gauge(
-            "kubetwin_cloudcore_join_answers",
-            "Answers of the join port by HTTP status, since the start.",
+        metrics.counted(
+            "kubetwin_cloudcore_join_answers_total",
+            "Answers of the join port by HTTP status.",
             "code",
             read=lambda: {(str(code),): count for code, count in self._server.responses.items()},
         )
@@ -164,7 +165,14 @@ class JoinService:
     async def _certificate(self, request: Request) -> Response:
         node, ca = request.headers.get("nodename", ""), self._credentials.ca
         if not tls.NODE_NAME.fullmatch(node):
-            raise self._refused("join: no node name", node, 400, "header NodeName is not a node's name")
+            _wait(self._bad_tokens, request.peer.address)  # each is a line in the log
+            self._bad_tokens.add(request.peer.address)
+            raise self._refused(
+                "join: no node name",
+                node,
+                400,
+                "header NodeName is not a node's name: lower-case letters, digits, '-' and '.'",
+            )
         if ca is None:
             raise HttpError(503, "this cloud core has no CA key, so it signs nothing")
         if not self._revocations.known:
@@ -173,7 +181,13 @@ class JoinService:
         try:
             usages = parse_usages(request.headers.get("extkeyusages", ""))
             certificate = sign_request(
-                ca, request.body, node, days=self._settings.days, usages=usages, strict=self._settings.strict
+                ca,
+                request.body,
+                node,
+                days=self._settings.days,
+                usages=usages,
+                strict=self._settings.strict,
+                reserved=names_of(self._credentials.server),
             )
         except RequestRefused as error:
             # Upstream answers 500 for whatever cannot be signed, and its edge core looks for 200 only.

@@ -261,7 +261,10 @@ class KubeClient:
         failure = error_for(response.status, problem, what=what, retry_after=response.headers.get("Retry-After"))
         if isinstance(failure, Unauthorized):
             await self._reload_credentials()
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # or it and its traceback hold one another, and the answer, until there is a garbage collection
 
     async def _reload_credentials(self) -> None:
         """A token file, or the kubeconfig itself, may have been replaced while we ran."""

@@ -19,6 +19,10 @@ _load_in_cluster: Final[Any] = load_incluster_config
 _load_file: Final[Any] = load_kube_config
 
 
+MAX_CONNECTIONS: Final = 64
+"""To the API server; a dozen are watches. Each takes 300 KiB with TLS, and the library's 100 would all be opened."""
+
+
 async def load_configuration(*, kubeconfig: str = "", master: str = "") -> Any:
     """The client library's configuration. `master`, when given, replaces the server's address, as upstream.
 
@@ -28,6 +32,7 @@ async def load_configuration(*, kubeconfig: str = "", master: str = "") -> Any:
         KubeConfigError: The file is missing or no kubeconfig, or there is none and this is no pod.
     """
     configuration = Configuration()
+    configuration.connection_pool_maxsize = MAX_CONNECTIONS
     if kubeconfig:
         await _from_file(Path(kubeconfig).expanduser(), configuration)
     elif not master:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from cloudcore.kube.errors import Invalid
+
 __all__ = ["Key", "Kind", "Object", "identity", "key_of", "label", "resource_version", "spec_of", "version_number"]
 
 Object = dict[str, Any]
@@ -35,7 +37,14 @@ class Kind(Struct, frozen=True):
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "", name: str = "") -> str:
-        """URL path of an object, of a namespace's collection, or of the whole collection."""
+        """URL path of an object, of a namespace's collection, or of the whole collection.
+
+        Raises:
+            Invalid: A name would lead to another place in the API.
+        """
+        for part in (namespace, name):
+            if "/" in part or part in (".", ".."):
+                raise Invalid(f"{part[:253]!r} is no name of an object of {self.plural}")
         parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
         if namespace:
             parts += ["namespaces", namespace]

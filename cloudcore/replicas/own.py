@@ -74,6 +74,8 @@ class OwnLease:
         """As the API answered last."""
         self._sent: dict[str, float] = {}
         """Renewals that the watch has not shown yet, and when they were sent."""
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._valid_until = float("-inf")
         self._shown = False
         self._replaced = asyncio.Event()
@@ -82,6 +84,10 @@ class OwnLease:
     @property
     def valid(self) -> bool:
         return clock() < self._valid_until
+
+    async def settled(self) -> None:
+        """Returns when no renewal is on its way to the API server, or back by the watch."""
+        await self._settled.wait()
 
     def seen(self, lease: Object) -> None:
         """The watch shows our Lease, with whatever incarnation."""
@@ -95,6 +101,8 @@ class OwnLease:
         if sent_at is None:
             return
         self._sent = {renewal: at for renewal, at in self._sent.items() if at > sent_at}
+        if not self._sent:
+            self._settled.set()
         was_valid = self.valid
         self._valid_until = max(self._valid_until, sent_at + VALID * self._lease_s)
         if self.valid and not was_valid:
@@ -144,6 +152,7 @@ class OwnLease:
                 self._stored = None
         renewal = micro_time()
         self._sent.setdefault(renewal, clock())
+        self._settled.clear()
         wanted = replica_lease(
             self._replica,
             incarnation=self.incarnation,

@@ -11,79 +11,58 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
-import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from msgspec import Struct
-
-from cloudcore.kube import AlreadyExists, Conflict, Informer, Key, KubeClient, KubeError, NotFound, Object
+from cloudcore.kube import (
+    AlreadyExists,
+    Conflict,
+    Informer,
+    Key,
+    KubeClient,
+    KubeError,
+    NotFound,
+    Object,
+    identity,
+    resource_version,
+)
 from cloudcore.replicas import leases
 from cloudcore.replicas.leases import LEADER, LEASES
 from cloudcore.replicas.own import OwnLease, clock
+from cloudcore.replicas.pace import Pace
+from cloudcore.replicas.settings import ReplicaSettings, ReplicaStatus
 from dmi import ConfigError
 from dmi.metrics import Metrics
 
-__all__ = ["ReplicaSettings", "ReplicaStatus", "Replicas", "replica_name"]
+__all__ = ["Replicas"]
 
 logger = logging.getLogger(__name__)
 
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,198}[a-z0-9])?")
-_TAKEOVERS: Final = 32
-"""Leases of nodes that are written at a time."""
 _RETRY_CAP_S: Final = 2.0
-
-
-class ReplicaSettings(Struct, frozen=True):
-    name: str
-    """This process among all that serve the same nodes, and the same after a restart."""
-    renew_s: float = 3.0
-    lease_s: float = 10.0
-    """A replica that was not seen to renew its Lease for so long is dead."""
-    look_s: float = 0.5
-    """How often it is looked at who has died."""
-
-
-class ReplicaStatus(Struct, frozen=True):
-    """For those who ask whether this process works."""
-
-    name: str
-    valid: bool
-    """Whether it may write: its Lease is fresh, and it knows what others have taken over."""
-    leader: str
-    """Who leads, as far as is known here; empty: nobody."""
-    owned: int
-    """Nodes whose owner this replica is, connected or not."""
-    replicas: tuple[str, ...]
-    """Who lives, this one included."""
-
-
-def replica_name(configured: str) -> str:
-    """What a replica is called: as configured, else the host's name.
-
-    Raises:
-        ConfigError: It cannot be part of a Lease's name.
-    """
-    name = configured or re.sub(r"[^-a-z0-9.]", "-", socket.gethostname().lower()).strip("-.")
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            "modules.cloudHub.replica",
-            f"{name!r} is not up to 200 small letters, digits, '-' and '.', with a letter or digit at either end",
-        )
-    return name
 
 
 class Replicas:
     """`run` it in a task. The hub asks it for nodes; who writes to the API asks `writes_for` and `granted`."""
 
-    def __init__(self, client: KubeClient, settings: ReplicaSettings, *, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        settings: ReplicaSettings,
+        *,
+        own_client: KubeClient | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """`own_client`: for what says that this replica lives, so that it waits behind nothing else."""
         self.name = settings.name
         self._client = client
         self._settings = settings
         self._own = OwnLease(
-            client, settings.name, renew_s=settings.renew_s, lease_s=settings.lease_s, regained=self._regained
+            own_client or client,
+            settings.name,
+            renew_s=settings.renew_s,
+            lease_s=settings.lease_s,
+            regained=self._regained,
         )
         self._leases = Informer(
             client, LEASES, scope=leases.EVERY_LEASE, slim=leases.slim, read_timeout_s=settings.lease_s
@@ -100,7 +79,7 @@ class Replicas:
         self._wanted: Counter[str] = Counter()
         """Nodes that have connected here, and that are not ours yet."""
         self._granted = asyncio.Event()
-        self._taking = asyncio.Semaphore(_TAKEOVERS)
+        self._pace = Pace(self._own.settled)
         self._lost: list[Callable[[str, str], None]] = []
         self._changed: list[Callable[[str | None], None]] = []
         self._silent = False
@@ -175,6 +154,13 @@ class Replicas:
 
     # Asked by the hub.
 
+    def acquire_now(self, node: str, /) -> bool:
+        """Whether this replica owns the node already, as after a restart; then there is nothing to wait for."""
+        if not self._own.valid or self._holders.get(node) != self.name or node in self._wanted:
+            return False
+        self._served.add(node)
+        return True
+
     async def acquire(self, node: str, /) -> None:
         """Returns when this replica owns the node: at once, or when the API server answers again."""
         self._served.discard(node)
@@ -188,18 +174,20 @@ class Replicas:
                 del self._wanted[node]
 
     async def _acquire(self, node: str) -> None:
-        delay_s = 0.05
+        delay_s, known = 0.05, False
         while True:
+            known = known or node in self._holders
             await self.granted()
             if self._holders.get(node) == self.name:
                 return
             try:
-                async with self._taking:
-                    await self._take(node)
+                async with self._pace.turn():
+                    if self._own.valid:  # it may have been a long wait
+                        await self._take(node, known)
                 self._quiet()
                 continue
-            except (Conflict, AlreadyExists):  # another replica wrote it at the same time
-                pass
+            except (Conflict, AlreadyExists):  # another replica wrote it at the same time, or before we knew
+                known = True
             except KubeError as error:
                 self._note(error)
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
@@ -208,6 +196,33 @@ class Replicas:
     def released(self, node: str, /) -> None:
         """It stays ours, so that its coming back costs nothing, until another replica has it."""
         self._served.discard(node)
+
+    # Asked by who cleans up.
+
+    def absent_nodes(self) -> list[str]:
+        """Nodes with a Lease that are not connected here, and that no other replica looks after."""
+        here = self._served | self._wanted.keys()
+        return [node for node in self._holders if node not in here and self.writes_for(node)]
+
+    async def forget_node(self, node: str) -> None:
+        """There is no such node any more, so there need be no Lease. Nothing is done where it has come back meanwhile.
+
+        Raises:
+            KubeError: The API does not take it now.
+        """
+        lease = self._leases.get(leases.node_key(node))
+        if lease is None or node not in self.absent_nodes():
+            return
+        del self._holders[node]  # from now on a connection of it has to have the Lease written again
+        try:
+            await self._client.delete(
+                LEASES, leases.node_key(node), uid=identity(lease), version=resource_version(lease)
+            )
+        except (NotFound, Conflict):  # what became of it, the watch says
+            pass
+        except KubeError:
+            self._holders.setdefault(node, leases.holder_of(lease))
+            raise
 
     async def run(self) -> None:
         """Until cancelled; then the Lease is given back.
@@ -225,9 +240,10 @@ class Replicas:
         finally:
             await self._own.release()
 
-    async def _take(self, node: str) -> None:
+    async def _take(self, node: str, known: bool) -> None:
+        """`known`: there may be a Lease. Of a node that comes for the first time there is none to be read."""
         key = leases.node_key(node)
-        before = await self._stored(key)
+        before = await self._stored(key) if known else None
         if leases.holder_of(before) == self.name and self._holders.get(node) == self.name:
             return
         wanted = leases.node_lease(
@@ -267,13 +283,15 @@ class Replicas:
         before = self._holders.get(node, "")
         if holder == before:
             return
+        wrote = self.writes_for(node)
         if holder:
             self._holders[node] = holder
         else:
             self._holders.pop(node, None)
         if before == self.name and holder and node not in self._wanted:  # else the newest connection is ours
             self._tell_lost(node, holder)
-        self._tell_changed(node)
+        if holder or self.writes_for(node) != wrote:
+            self._tell_changed(node)
 
     def _replica_changed(self, replica: str, lease: Object | None) -> None:
         if replica == self.name:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from cloudcore.kube import Informer, Key, Kind, KubeClient, Object, identity, key_of, resource_version
+from cloudcore.kube import Informer, Key, Kind, KubeClient, KubeError, Object, identity, key_of, resource_version
 from cloudcore.synccontroller.records import Records
 from dmi.metrics import Metrics
 
@@ -38,6 +38,20 @@ class Reconciled(Protocol):
         """Send what the node lacks. How many objects were sent, and how many of these are deletions."""
 
 
+class Owners(Protocol):
+    """Which replica has which node."""
+
+    def absent_nodes(self) -> Collection[str]:
+        """Nodes that are remembered, not connected, and this replica's to forget."""
+
+    async def forget_node(self, node: str, /) -> None:
+        """There is no such node any more.
+
+        Raises:
+            KubeError: Not forgotten yet.
+        """
+
+
 class SyncSettings(Struct, frozen=True):
     every_s: float = 5.0
     """As upstream's."""
@@ -56,9 +70,12 @@ class SyncController:
         settings: SyncSettings | None = None,
         *,
         is_leader: Callable[[], bool] = lambda: True,
+        owners: Owners | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """`is_leader`: whether this process collects records of nodes that are no more; one is enough."""
+        """`is_leader`: whether this process collects records of nodes that are no more; one is enough. `owners` are
+        told of these nodes too.
+        """
         metrics = metrics or Metrics()
         self._resent = metrics.counter(
             "kubetwin_cloudcore_sync_resent_total", "Objects that a comparison found a node to lack.", "operation"
@@ -70,6 +87,7 @@ class SyncController:
         self._records = records
         self._senders = senders
         self._is_leader = is_leader
+        self._owners = owners
         self._nodes = Informer(client, NODES, slim=_slim)
         self._absent: dict[str, int] = {}
         """By node without a Node object, in how many rounds."""
@@ -105,18 +123,24 @@ class SyncController:
         await self._nodes.synced.wait()
         while True:
             await asyncio.sleep(self._settings.collect_every_s)
-            if self._is_leader() and self._records.synced:
-                self._collect_now()
+            await self._collect_now()
 
-    def _collect_now(self) -> None:
+    async def _collect_now(self) -> None:
+        recorded = set(self._records.nodes()) if self._is_leader() and self._records.synced else set()
+        owned = set(self._owners.absent_nodes()) if self._owners is not None else set()
         here = {node for sender in self._senders for node in sender.told_nodes}
-        absent = {n for n in self._records.nodes() if n not in here and self._nodes.get(Key("", n)) is None}
+        absent = {n for n in recorded | owned if n not in here and self._nodes.get(Key("", n)) is None}
         self._absent = {node: self._absent.get(node, 0) + 1 for node in absent}
-        for node, rounds in self._absent.items():
-            if rounds >= GC_ROUNDS:
+        for node in [node for node, rounds in self._absent.items() if rounds >= GC_ROUNDS]:
+            if node in recorded:
                 count = self._records.forget_node(node)
                 self._collected.add(amount=count)
                 logger.info("there is no node %s: %d records dropped", node, count)
+            if self._owners is not None and node in owned:
+                try:
+                    await self._owners.forget_node(node)
+                except KubeError as error:
+                    logger.debug("node %s, which is no more, is not forgotten yet: %s", node, error)
 
 
 def _slim(node: Object) -> Object:

@@ -118,6 +118,8 @@ class HttpServer:
         except (OSError, ssl.SSLError) as error:
             self.tls_failures += 1
             logger.debug("HTTP API: no TLS with a client: %s", error)
+            # Its frames refer to it and to asyncio's TLS buffers, 300 KB, until there is a full garbage collection.
+            error.__traceback__ = error.__context__ = None
             return
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         connection = HttpConnection(reader, writer, self._answer, self._limits, self._count, self._refuse)

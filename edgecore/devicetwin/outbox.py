@@ -49,6 +49,8 @@ class Outbox:
         self._by_id: dict[str, Key] = {}
         self._unconfirmed_since: dict[Key, float] = {}
         """First sent at; sending again does not count."""
+        self._heard_at = 0.0
+        """When something was confirmed last, or missed."""
         self.window = Window()
 
     @property
@@ -99,6 +101,8 @@ class Outbox:
 
     def confirmed(self, message_id: str, now: float) -> InFlight | None:
         """None for a message that was given up: its successor carries the same or newer."""
+        self._heard_at = now
+        self.window.note_alive()
         key = self._by_id.pop(message_id, None)
         if key is None:
             return None
@@ -111,6 +115,9 @@ class Outbox:
     def expire(self, now: float) -> int:
         """Make due again what was not confirmed in time; returns how many."""
         late = [flight for flight in self._in_flight.values() if now - flight.sent_at >= ACK_TIMEOUT_S]
+        if late and now - self._heard_at >= ACK_TIMEOUT_S:
+            self._heard_at = now
+            self.window.note_silence()
         for flight in late:
             self._give_up(flight)
         return len(late)
@@ -118,6 +125,7 @@ class Outbox:
     def restart(self, keys: Iterable[Key]) -> None:
         """A new connection: nothing is on its way, and these are to be said."""
         self.window.restart()
+        self._heard_at = 0.0
         for flight in list(self._in_flight.values()):
             self._give_up(flight)
         for key in keys:

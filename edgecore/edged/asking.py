@@ -6,20 +6,13 @@ import asyncio
 from typing import Any, Final
 
 from cloudedge import ConnectionLost, MalformedMessage, Message, new_message
+from cloudedge.replies import result
 from edgecore.bus import Bus, CloudLost, Reply, Upstream
 
-__all__ = ["NoAnswer", "Questions", "Refused", "answered_object"]
+__all__ = ["NoAnswer", "Questions"]
 
 ANSWER_S: Final = 60.0
 """As upstream's `remoteQueryTimeout`. A later answer is acknowledged by EdgeHub and of no use."""
-
-
-class Refused(Exception):
-    """The cloud answered, and says no. `reason`: Kubernetes' own, such as NotFound; empty where it gives none."""
-
-    def __init__(self, text: str, reason: str = "") -> None:
-        super().__init__(text)
-        self.reason = reason
 
 
 class NoAnswer(Exception):
@@ -38,7 +31,7 @@ class Questions:
         """The object that comes back; empty where the cloud answers no more than OK.
 
         Raises:
-            Refused: The cloud says no.
+            RequestRefused: The cloud says no.
             NoAnswer: It says nothing.
             ConnectionLost: There is no channel, or it went away.
             MalformedMessage: The answer is none.
@@ -50,13 +43,16 @@ class Questions:
         try:
             async with asyncio.timeout(ANSWER_S):
                 await self._bus.publish(Upstream(message))
-                return answered_object(await answer)
+                found = result(await answer)
         except TimeoutError as error:
             raise NoAnswer(f"the cloud does not answer {operation} {resource} within {ANSWER_S:g} s") from error
         finally:
             del self._waiting[message.id]
             if answer.done() and not answer.cancelled():
                 answer.exception()  # looked at: the channel may have gone while the message was written
+        if found is not None and not isinstance(found, dict):
+            raise MalformedMessage(f"the answer to {operation} {resource} carries no object")
+        return found or {}
 
     async def _take(self, reply: Reply) -> None:
         answer = self._waiting.get(reply.message.header.parent_msg_id)
@@ -67,36 +63,3 @@ class Questions:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(ConnectionLost("the channel went away before the answer came"))
-
-
-def answered_object(reply: Message) -> dict[str, Any]:
-    """What is in an `ObjectResp`, or a bare object (channel contract 1.2).
-
-    Raises:
-        Refused, MalformedMessage: As `ask`.
-    """
-    if reply.is_ok:
-        return {}
-    if reply.route.operation == "error":
-        text = reply.data() if not bytes(reply.content).startswith(b'"') else reply.data(str)
-        raise _refused(text) if isinstance(text, dict) else Refused(str(text))
-    content = reply.data()
-    if not isinstance(content, dict):
-        raise MalformedMessage(f"{reply.describe()} carries no object")
-    if content.get("ErrStatus"):
-        raise _refused(content)
-    if "Object" not in content and "Err" not in content:
-        return content
-    found, error = content.get("Object"), content.get("Err")
-    if isinstance(error, dict) and error.get("ErrStatus"):
-        raise _refused(error)
-    if not isinstance(found, dict):  # `{}` is what Go makes of an error without a status
-        raise Refused("the cloud does not say why")
-    return found
-
-
-def _refused(error: dict[str, Any]) -> Refused:
-    status = error.get("ErrStatus")
-    status = status if isinstance(status, dict) else {}
-    reason = str(status.get("reason") or "")
-    return Refused(str(status.get("message") or reason or "the cloud does not say why"), reason)

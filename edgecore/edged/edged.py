@@ -13,10 +13,11 @@ from typing import Final
 import msgspec
 
 from cloudedge import ConnectionLost, MalformedMessage
+from cloudedge.replies import RequestRefused
 from dmi.metrics import Metrics
 from edgecore.bus import Bus, CloudConnected
 from edgecore.config import EdgedConfig
-from edgecore.edged.asking import NoAnswer, Questions, Refused
+from edgecore.edged.asking import NoAnswer, Questions
 from edgecore.edged.machine import local_address, read_machine
 from edgecore.edged.node import (
     Json,
@@ -100,7 +101,7 @@ class Edged:
                 pauses = _pauses()
             except ConnectionLost:
                 wait = AWAY_S
-            except (Refused, NoAnswer, MalformedMessage) as error:
+            except (RequestRefused, NoAnswer, MalformedMessage) as error:
                 self._note(what, str(error))
                 wait = next(pauses)
             with contextlib.suppress(TimeoutError):
@@ -132,7 +133,7 @@ class Edged:
             node = node_object(self._node, labels, self._make_status({}))
             try:
                 return await self._ask("register", "insert", f"null/node/{self._node}", node)
-            except Refused as error:
+            except RequestRefused as error:
                 if error.reason != "AlreadyExists":
                     raise
         return await self._patch({})  # changes nothing, and answers with the Node
@@ -142,7 +143,7 @@ class Edged:
         text = msgspec.json.encode(patch).decode()
         try:
             return await self._ask("status", "patch", f"null/nodepatch/{self._node}", text)
-        except Refused as error:
+        except RequestRefused as error:
             if error.reason == "NotFound":
                 self._uid, self._status = "", None  # deleted: register again
             raise
@@ -152,7 +153,7 @@ class Edged:
         if self._lease is None:
             try:
                 self._lease = await self._ask("lease", "query", resource)
-            except Refused as error:
+            except RequestRefused as error:
                 if error.reason != "NotFound":
                     raise
         lease = lease_object(self._node, duration_s=duration, at=time.time(), found=self._lease, node_uid=self._uid)
@@ -160,9 +161,9 @@ class Edged:
         try:
             answer = await self._ask("lease", operation, resource, lease)
             self._lease = {"metadata": answer.get("metadata") or {}}
-        except (Refused, NoAnswer) as error:
+        except (RequestRefused, NoAnswer) as error:
             self._lease = None  # somebody else changed or removed it: look again
-            if isinstance(error, Refused) and error.reason == "NotFound":
+            if isinstance(error, RequestRefused) and error.reason == "NotFound":
                 self._status = None  # it goes with the Node that owns it
             raise
         return duration / 4
@@ -184,7 +185,7 @@ class Edged:
     async def _ask(self, what: str, operation: str, resource: str, content: object = None) -> Json:
         try:
             answer = await self._questions.ask(operation, resource, content)
-        except (Refused, NoAnswer, MalformedMessage):
+        except (RequestRefused, NoAnswer, MalformedMessage):
             self._asked.add(what, "failed")
             raise
         self._asked.add(what, "done")

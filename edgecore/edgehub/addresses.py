@@ -32,6 +32,16 @@ class Addresses:
     def current(self) -> str:
         return self._urls[self._at]
 
+    @property
+    def left(self) -> tuple[str, ...]:
+        """Those to be tried before the next pause, the current one first."""
+        return tuple(self._urls[(self._at + step) % len(self._urls)] for step in range(len(self._urls) - self._tried))
+
+    def skip_to(self, url: str) -> None:
+        """The current one is now `url`, one of `left`; those before it have been tried."""
+        while self.current != url:
+            self.failed()
+
     def worked(self) -> None:
         """It is the first of the next round."""
         self._tried = 0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from cloudedge import ConnectionRefused
-from cloudedge.connection import Connection, connect
+from cloudedge.connection import Connection
+from cloudedge.dialling import connect
 from cloudedge.tls import client_context
 from dmi.metrics import Metrics
 from edgecore.config import EdgeHubConfig
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S: Final = 1.0
 MAX_RETRY_S: Final = 5.0
+NEXT_AFTER_S: Final = 3.0
+"""So long an address has to answer before the next one is dialled beside it: a host that is gone does not say so."""
 
 
 class Dialler:
@@ -69,6 +73,43 @@ class Dialler:
             return None
         self._problems.pop(url, None)
         return connection
+
+    async def dial_first(self, urls: Sequence[str]) -> tuple[str, Connection | None]:
+        """A connection to the one that is there first, in the order given; the last one and None when none is.
+
+        The next one is dialled when the one before it has failed, or has not answered for `NEXT_AFTER_S`.
+        """
+        waiting = list(urls)
+        dialled: dict[asyncio.Task[Connection | None], str] = {}
+        pending: set[asyncio.Task[Connection | None]] = set()
+        won: asyncio.Task[Connection | None] | None = None
+        try:
+            while won is None and (waiting or pending):
+                if waiting:
+                    url = waiting.pop(0)
+                    task = asyncio.create_task(self.dial(url), name=f"dial {url}")
+                    dialled[task] = url
+                    pending.add(task)
+                done, pending = await asyncio.wait(
+                    pending, timeout=NEXT_AFTER_S if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                won = next((task for task in dialled if task in done and task.result() is not None), None)
+        finally:
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending)
+            for task, url in dialled.items():
+                if task is not won:
+                    self._let_go(task, url)
+        return (dialled[won], won.result()) if won is not None else (urls[-1], None)
+
+    def _let_go(self, task: asyncio.Task[Connection | None], url: str) -> None:
+        if task.cancelled():
+            self._failures.add("overtaken")
+            self._note_problem(url, f"{url} does not answer; going on with the next address")
+        elif (connection := task.result()) is not None:
+            connection.abort()
 
     def note_lost(self, url: str, why: str) -> None:
         """A connection to it ended."""

@@ -65,6 +65,8 @@ class EdgeHub:
         self._renewed = asyncio.Event()
         self._stuck = False
         """A write did not get through."""
+        self._not_let_in = ""
+        """What the cloud closed the last connection with, if at once. It tries again soon, and says so once."""
         self._since_ms = now_ms()
         self._not_taken: dict[str, int] = {}
         self._connects = metrics.counter(f"{name}_connects_total", "Connections to the cloud that were made.")
@@ -119,7 +121,8 @@ class EdgeHub:
         connection, self._successor = self._successor, None
         if connection is None:
             self._renewed.clear()  # what is dialled now has the files there are now
-            connection = await self._dialler.dial(self._addresses.current)
+            url, connection = await self._dialler.dial_first(self._addresses.left)
+            self._addresses.skip_to(url)
         if connection is None:
             return False
         loop = asyncio.get_running_loop()
@@ -136,7 +139,8 @@ class EdgeHub:
                 beside: list[asyncio.Task[None]] = []
                 try:
                     await self._write(connection, keepalive())
-                    logger.info("connected to %s as node %s", connection.peer, self._node)
+                    if not self._not_let_in:
+                        logger.info("connected to %s as node %s", connection.peer, self._node)
                     beside.append(tasks.create_task(self._beat(connection), name="edgehub keepalive"))
                     beside.append(tasks.create_task(self._change_over(connection, tasks), name="edgehub change-over"))
                     # If that fails, a new connection may do better.
@@ -193,6 +197,10 @@ class EdgeHub:
     async def _beat(self, connection: Connection) -> None:
         """Say that we are there, every heartbeat. A write that hangs ends the connection."""
         with contextlib.suppress(ConnectionLost):
+            if self._not_let_in:
+                await asyncio.sleep(STABLE_AFTER_S)
+                self._not_let_in = ""
+                logger.info("connected to %s as node %s, which lets it in again", connection.peer, self._node)
             while True:
                 await asyncio.sleep(self._config.heartbeat)
                 await self._write(connection, keepalive())
@@ -260,9 +268,13 @@ class EdgeHub:
         elif self._stuck:
             reason = "stuck"
         self._losses.add(reason)
-        if reason != "renewed":
-            self._dialler.note_lost(connection.peer, str(lost))
-            logger.warning("%s; connecting again", lost)
+        if reason == "renewed":
+            return
+        self._dialler.note_lost(connection.peer, str(lost))
+        is_news = str(lost) != self._not_let_in
+        logger.log(logging.WARNING if is_news else logging.DEBUG, "%s; connecting again", lost)
+        at_once = reason == "closed" and now_ms() - self._since_ms < STABLE_AFTER_S * 1000
+        self._not_let_in = str(lost) if at_once else ""
 
     def _note_not_taken(self, what: str) -> None:
         self._untaken.add()

@@ -58,7 +58,7 @@ def _token_text(job: Job) -> str:
     if not text:
         where = f"put one into {Path(job.config_file).with_name(BOOTSTRAP_FILE)}, or " if job.config_file else ""
         raise JoinError(
-            f"and there is no join token: make one with `kubetwin token` on the cloud's side, and {where}run `kubetwin"
+            f"there is no join token: make one with `kubetwin token` on the cloud's side, and {where}run `kubetwin"
             f" join --cloudcore HOST:10000 --node {job.node} --token …` here",
             final=True,
         )

@@ -207,11 +207,16 @@ def ask_node(server: str, node: str, context: ssl.SSLContext) -> bool:
 def _refusal(said: str, code: int, token: Token | None) -> JoinError:
     if code not in (401, 403):
         return JoinError(said)
+    if "revoked" in said:
+        todo = "somebody shut this out on purpose, in ConfigMap kubeedge/kubetwin-revoked; ask who runs the cloud"
+        return JoinError(f"{said}: {todo}", final=True)
     if token is None:
-        return JoinError(f"{said}: the cloud does not take this node's certificate; is the node revoked?", final=True)
+        return JoinError(
+            f"{said}: the cloud does not take this node's certificate; join again with a token", final=True
+        )
     if ended := token.ended():
         return JoinError(f"{said}: the join token ended at {ended}; make a new one with `kubetwin token`", final=True)
-    return JoinError(f"{said}: make a new join token with `kubetwin token`; is the node revoked?", final=True)
+    return JoinError(f"{said}: make a new join token with `kubetwin token`", final=True)
 
 
 class _Answer(Struct, frozen=True):
@@ -238,11 +243,14 @@ def _get(
         content = answer.read(MAX_ANSWER_BYTES + 1)
         code = answer.status
     except ssl.SSLCertVerificationError as error:
+        said = str(error.verify_message).rstrip(".")
         raise JoinError(
-            f"{host}:{port} is not trusted: {error.verify_message}; its certificate must be of the cloud's CA and name"
-            f" {host} (advertiseAddress, dnsNames), and this machine's clock be right"
+            f"{host}:{port} is not trusted: {said}; its certificate must be of the cloud's CA and name {host} (see"
+            " cloudHub.advertiseAddress and dnsNames in cloudcore.yaml), and this machine's clock be right"
         ) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (http.client.HTTPException, ssl.SSLError) as error:  # somebody is there
+        raise JoinError(f"{host}:{port} cannot be asked: {_words(error)}; is it CloudCore's HTTPS port?") from error
+    except (OSError, ValueError) as error:
         raise JoinError(f"{host}:{port} cannot be asked: {_words(error)}") from error
     finally:
         connection.close()

@@ -8,6 +8,7 @@ from cloudedge.queries import NODE_AWAY, NODE_SILENT
 from dmi.freshness import epoch_ms
 from kubetwin.kubectl import GROUP
 from kubetwin.lenient import mapping, text
+from kubetwin.why.channel import advice_for
 from kubetwin.why.seen import Seen, declared_problems
 from kubetwin.why.steps import Step, StepNumber, step
 
@@ -169,9 +170,7 @@ def _link(seen: Seen) -> Step:
         trouble = facts.cloud_trouble or "not connected yet"
         return step(
             number, "broken", f"edge core does not reach {facts.cloud_url or 'the cloud'}: {trouble}",
-            "is CloudCore up, is edgeHub.websocket.server in edgecore.yaml right, does the certificate still hold? "
-            "The newest values are kept, and sent when the link is back",
-            at_ms=since, age_s=seen.edge_age_s(since), passing=not facts.cloud_trouble,
+            advice_for(trouble), at_ms=since, age_s=seen.edge_age_s(since), passing=not facts.cloud_trouble,
         )  # fmt: skip
     if facts is not None:
         since = facts.cloud_since_ms
@@ -190,9 +189,11 @@ def _link(seen: Seen) -> Step:
         shown = seen.status is not None and seen.status.has("NodeConnected", "False")
         since = seen.status.changed_ms.get("NodeConnected", 0) if seen.status and shown else 0
         why = error or (seen.status.reason if seen.status else "")
+        look = (
+            f"{on_node} is edgecore running, and what does its log say of the cloud? kubetwin why there shows its half"
+        )
         return step(
-            number, "broken", f"CloudCore says: {why or 'not connected'}{also}",
-            f"{on_node} is edgecore running, and what does its log say of the cloud? kubetwin why there shows its half",
+            number, "broken", f"CloudCore says: {why or 'not connected'}{also}", advice_for(why, look),
             at_ms=since, age_s=seen.age_s(since),
         )  # fmt: skip
     if seen.evidence.cloud.reason == NODE_SILENT:

@@ -13,7 +13,8 @@ from cloudcore.devicecontroller import ControllerSettings, DeviceController
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES
 from cloudcore.kube import Key, Kind, KubeClient, KubeError, Object, Unavailable
 from cloudedge import ConnectionLost, Message, new_message, reply, tls
-from cloudedge.connection import Connection, connect
+from cloudedge.connection import Connection
+from cloudedge.dialling import connect
 from cloudedge.message import now_ms
 from cloudedge.resources import state_resource, twin_resource
 from kubetwin.apiserver import ApiServer

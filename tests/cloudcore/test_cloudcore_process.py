@@ -5,6 +5,8 @@ import re
 import signal
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import yaml
 
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS
 from cloudedge import ConnectionRefused, certificates, tls
-from cloudedge.connection import connect
+from cloudedge.dialling import connect
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.support import Edge, Kubernetes, device, install_crds, model, open_client
 
@@ -85,6 +87,18 @@ async def dial(port: str, certs: Path, *, trusting: Path | None = None) -> Edge:
     return Edge(await connect(f"wss://127.0.0.1:{port}", node="edge-1", ssl_context=context), "edge-1")
 
 
+async def ready(monitor: str) -> tuple[int, str]:
+    def read() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"{monitor}/readyz", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(read)
+
+
 async def test_serves_and_stops_on_a_signal(tmp_path: Path, api: ApiServer, kube: Kubernetes, certs: Path) -> None:
     certificates.mint(other := tmp_path / "other", nodes=[], names=[])
     await kube.create(MODELS, model())
@@ -115,9 +129,17 @@ async def test_starts_while_the_api_server_is_away(tmp_path: Path, certs: Path) 
             await kube.create(DEVICES, device())
     async with cloudcore(configuration(tmp_path, certs, api.kubeconfig)) as running:
         await running.until_log("does not answer")
+        monitor = (await running.until_log(r"metrics and health at (http://\S+)"))[1]
         await running.until_log("CloudHub listening")
+        status, text = await ready(monitor)
+        assert status == 503
+        assert "[-] caches: the API has not listed devices" in text
+        assert "[-] edge caches: the API has not listed nodes and pods yet" in text
         async with ApiServer(tmp_path / "api"):
             await running.until_log("devices: 1 listed")
+            async with asyncio.timeout(20):
+                while (await ready(monitor))[0] != 200:  # noqa: ASYNC110 - it is another process
+                    await asyncio.sleep(0.05)
         assert await running.stop(signal.SIGINT) < 3
         assert running.process.returncode == 0
 

@@ -11,7 +11,7 @@ from cloudcore.cloudhub.outbox import MAX_PLAIN, WINDOW
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS
 from cloudcore.kube import Key
 from cloudedge import ConnectionRefused, certificates, reply, tls
-from cloudedge.connection import connect
+from cloudedge.dialling import connect
 from tests.cloudcore.support import Cloud, Kubernetes, device, model, running_cloud, until
 
 CAPTURES = Path(__file__).parents[1] / "data" / "captures" / "upstream-websocket.jsonl"

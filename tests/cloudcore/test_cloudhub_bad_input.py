@@ -142,6 +142,18 @@ async def test_fragments_out_of_order_end_the_connection(small: Cloud) -> None:
     assert small.hub.listener.traffic.broken == 2
 
 
+@pytest.mark.parametrize("bit", ("rsv1", "rsv2", "rsv3"))
+@pytest.mark.parametrize("kind", (WSMsgType.TEXT, WSMsgType.PING))
+async def test_a_reserved_bit_ends_the_connection(small: Cloud, kind: WSMsgType, bit: str) -> None:
+    async with small.edge() as edge:
+        assert edge.connection._transport is not None
+        edge.connection._transport.send(kind, b"{}", **{bit: True})
+        await asyncio.wait_for(edge.connection.wait_closed(), 5)
+        assert "reserved bit" in edge.connection._loss()
+    assert small.hub.listener is not None
+    assert small.hub.listener.traffic.broken == 1
+
+
 async def test_pings_whose_answers_nobody_reads_take_no_memory(cloud: Cloud) -> None:
     async with cloud.edge() as edge:
         session = cloud.hub._sessions["edge-1"]
@@ -200,6 +212,25 @@ async def test_clients_that_never_finish_hold_up_nobody(small: Cloud, certs: Pat
     finally:
         for sock in idle:
             sock.close()
+
+
+async def test_one_address_does_not_keep_out_another(small: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = small.hub.listener
+    assert listener is not None
+    monkeypatch.setattr(listener, "_limits", type(listener._limits)(waiting=6, upgrading=2, upgrade_s=10.0))
+    at = ("127.0.0.1", small.hub.port)
+    idle = [socket.create_connection(at, source_address=("127.0.0.2", 0)) for _ in range(8)]
+    try:
+        await until(lambda: listener.refused["too many at once"] == 2)
+        async with small.edge() as edge:  # from another address, which takes the place of one of those
+            await still_serves(edge)
+            assert listener.refused["too many at once"] == 3
+            assert listener.upgrading == 5
+    finally:
+        for sock in idle:
+            sock.close()
+    await until(lambda: listener.upgrading == 0)
+    assert (listener._queued, listener._ending) == ({}, set())
 
 
 async def test_more_clients_than_may_wait_are_closed_at_once(small: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

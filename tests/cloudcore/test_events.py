@@ -182,6 +182,20 @@ class NoEvents(Kubernetes):
         return await super().create(kind, obj)
 
 
+async def test_nothing_is_remembered_of_a_device_that_is_gone(kube: Kubernetes) -> None:
+    async with Recorder(kube) as recorder:
+        for number in range(2):
+            recorder.note("edge-1", *thing(number), AWAY)
+        await until(lambda: recorder.written == 2)
+        key, device_ = thing(0)
+        recorder.forget(key, device_)
+        assert [subject.key for subject in recorder._events] == [thing(1)[0]]
+        recorder.note("edge-1", *thing(1), AWAY)
+        await until(lambda: any(event.pending for event in recorder._events.values()))
+        recorder.forget(*thing(1))  # what waits is written all the same
+        await until(lambda: recorder.written == 3)
+
+
 async def test_a_role_without_events_keeps_no_status_from_being_written(
     api: ApiServer, kube: Kubernetes, certs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

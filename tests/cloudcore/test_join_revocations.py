@@ -15,7 +15,7 @@ from cloudcore.devicecontroller import DeviceController
 from cloudcore.joining.admission import identity_refusal
 from cloudcore.joining.revocations import DenyList, parse
 from cloudedge import ConnectionLost, certificates, tls
-from cloudedge.connection import connect
+from cloudedge.dialling import connect
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.join_world import CONFIG_MAPS, REVOKED, Cloud, joining_cloud, revoke
 from tests.cloudcore.support import Kubernetes, open_client, until

@@ -122,6 +122,10 @@ async def test_a_node_that_is_away_or_silent_is_an_error(kube: Kubernetes, cloud
     cloud.controller._links.grace_s = 0.0
     await ask(kube)
     assert await answer(kube) == {"error": 'node "edge-1" is not connected to CloudHub', "reason": NODE_AWAY}
+    cloud.controller.queries.why_away = lambda node: f"node {node} is revoked"
+    await ask(kube, "revoked1")
+    error = 'node "edge-1" is not connected to CloudHub: node edge-1 is revoked'
+    assert await answer(kube, "revoked1") == {"error": error, "reason": NODE_AWAY}
     async with cloud.edge() as edge:
         await ask(kube, "silent12")
         error = 'node "edge-1" is connected, and its edge core did not answer within 0.5 s'

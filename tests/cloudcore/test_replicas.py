@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloudcore.kube import Key, Kind, Object, Scope, Unavailable
+from cloudcore.kube import Key, Kind, Object, Scope, Unavailable, key_of
 from cloudcore.replicas import Replicas, ReplicaSettings, leases, own, replica_name
 from cloudcore.replicas.leases import LEADER, LEASES, NAMESPACE, holder_of, node_key, node_lease, node_of, replica_key
 from dmi import ConfigError
@@ -237,6 +237,36 @@ async def test_another_process_of_the_same_name_ends_the_older(cluster: Cluster)
     assert not first.replicas.status().valid
     await asyncio.sleep(LEASE_S / 2)
     assert second.replicas.status().valid, "the one that stopped has not taken the other's Lease away"
+
+
+async def test_a_node_that_is_no_more_leaves_no_lease_behind(cluster: Cluster, kube: Kubernetes) -> None:
+    a, b = await cluster.start("a"), await cluster.start("b")
+    await leading(a)
+    for node in ("gone", "here", "back"):
+        await a.replicas.acquire(node)
+    await b.replicas.acquire("elsewhere")
+    await until(lambda: "elsewhere" in a.changed)
+    a.replicas.released("gone")
+    a.replicas.released("back")
+    assert set(a.replicas.absent_nodes()) == {"gone", "back"}, "nor those of another replica that lives"
+    a.client.cut = True
+    with pytest.raises(Unavailable):
+        await a.replicas.forget_node("gone")
+    assert "gone" in a.replicas.absent_nodes(), "it is tried again"
+    a.client.cut = False
+    await a.replicas.acquire("back")
+    for node in ("gone", "here", "back", "elsewhere", "never-seen"):
+        await a.replicas.forget_node(node)
+    assert {key.name for key in await lease_keys(kube)} >= {node_key(n).name for n in ("here", "back", "elsewhere")}
+    assert node_key("gone") not in await lease_keys(kube)
+    assert a.replicas.absent_nodes() == []
+    await a.replicas.acquire("gone")  # it comes back after all
+    assert node_key("gone") in await lease_keys(kube)
+    assert a.replicas.writes_for("gone")
+
+
+async def lease_keys(kube: Kubernetes) -> set[Key]:
+    return {key_of(lease) for lease in (await kube.list_page(LEASES, scope=Scope(namespace=NAMESPACE))).items}
 
 
 async def test_a_node_waits_while_the_api_is_away(cluster: Cluster) -> None:

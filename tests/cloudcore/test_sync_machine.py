@@ -208,7 +208,7 @@ class Machine(RuleBasedStateMachine):
             users = self.index.of_model(key)
             for user in users:
                 self.declarations.forget(user)
-            self.downstream.model_changed(users)
+            self.downstream.model_changed(key, users)
         self.seen[kind] += 1  # at least this: numbers have gaps where the other kind changed
 
     async def write_records(self) -> None:

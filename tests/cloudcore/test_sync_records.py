@@ -8,6 +8,7 @@ import pytest
 
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS
 from cloudcore.kube import Key, Kind, Object
+from cloudcore.replicas import Replicas, ReplicaSettings
 from cloudcore.synccontroller import Records, SyncController, SyncSettings
 from cloudcore.synccontroller.record import (
     CLUSTER_RECORDS,
@@ -144,6 +145,26 @@ async def test_only_the_leader_collects(kube: Kubernetes) -> None:
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+async def test_leases_of_nodes_that_are_no_more_are_dropped(kube: Kubernetes) -> None:
+    replicas = Replicas(kube, ReplicaSettings(name="a"))
+    sync = SyncController(kube, Records(kube), [], SyncSettings(collect_every_s=0.05), owners=replicas)
+    for name in ("away", "deleted"):
+        await kube.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    running = [asyncio.create_task(part.run()) for part in (replicas, sync)]
+    try:
+        for name in ("away", "deleted", "connected"):
+            await replicas.acquire(name)
+        replicas.released("away")
+        replicas.released("deleted")
+        await kube.delete(NODES, Key("", "deleted"))
+        await until(lambda: replicas.absent_nodes() == ["away"])
+        assert replicas.status().owned == 2
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
 
 
 async def test_an_upstream_record_without_a_status_is_taken_up(kube: Kubernetes, certs: Path) -> None:

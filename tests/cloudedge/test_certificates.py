@@ -1,6 +1,7 @@
 """Pairs in PEM and DER, and what the CA signs for nodes."""
 
 import datetime
+import hashlib
 import ssl
 from pathlib import Path
 
@@ -171,7 +172,31 @@ def test_a_damaged_request_is_refused_or_still_the_nodes(at: int, flip: int) -> 
 def test_a_pair_from_memory(tmp_path: Path) -> None:
     server = b"".join(certificates.pem(certificates.sign_server(CA, ["127.0.0.1"])))
     context = tls.serving_context(certificates.pem(CA)[0], server, certificate_required=True)
-    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert vars(ssl.SSLContext)["verify_mode"].__get__(context) is ssl.CERT_REQUIRED, "whatever the transport is told"
     assert not list(tmp_path.iterdir())
     with pytest.raises(ssl.SSLError):
         tls.load_pair(context, certificates.pem(CA)[0] + certificates.pem(certificates.create_ca())[1])
+
+
+def test_what_is_shown_of_a_certificate_is_what_tls_says_of_it(tmp_path: Path) -> None:
+    long = "n" * 200  # X.520 allows 64
+    issued = certificates.sign_node(CA, long)
+    der = certificates.der(issued)[0]
+    file = tmp_path / "node.crt"
+    file.write_bytes(certificates.pem(issued)[0])
+    said = ssl._ssl._test_decode_cert(str(file))  # type: ignore[attr-defined]  # what `getpeercert` is made with
+    shown = certificates.shown(der)
+    assert shown is not None
+    assert (tls.node_of(shown), tls.organization(shown)) == (long, tls.NODES)
+    assert (tls.node_of(said), tls.organization(said)) == (long, tls.NODES)
+    assert shown["serialNumber"].lstrip("0") == said["serialNumber"].lower().lstrip("0")
+    assert shown["sha256"] == hashlib.sha256(der).hexdigest()
+    assert certificates.shown(b"") is None
+    assert certificates.shown(der[:-1]) is None
+
+
+def test_of_a_name_that_stands_there_twice_none_counts() -> None:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"system:node:{name}") for name in ("a", "b")])
+    both = certificates.certify(CA, subject, CA.key.public_key(), days=1, usages=[ExtendedKeyUsageOID.CLIENT_AUTH])
+    shown = certificates.shown(both.public_bytes(serialization.Encoding.DER))
+    assert (tls.common_name(shown), tls.node_of(shown)) == ("", "")

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 import stat
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from picows import WSMsgType
 
 from cloudedge import ConnectionLost, ConnectionRefused, new_message
-from cloudedge.certificates import create_ca, load, mint, save, sign_node
-from cloudedge.connection import INBOX_MESSAGES, Connection, connect
+from cloudedge.certificates import create_ca, load, mint, save, shown, sign_node
+from cloudedge.connection import INBOX_MESSAGES, Connection
+from cloudedge.dialling import connect
 from cloudedge.listening import Refusal, serve
 from cloudedge.message import Message
 from cloudedge.tls import client_context, node_of, server_context
@@ -63,7 +65,7 @@ def text(content: object, operation: str = "update") -> Message:
 async def test_messages_cross_in_both_directions_whatever_their_size(cloud: Cloud) -> None:
     edge = await connect(cloud.url, node="edge-1", ssl_context=cloud.client())
     hub = await cloud.connections.get()
-    assert (hub.peer, node_of(hub.peer_certificate())) == ("edge-1", "edge-1")
+    assert (hub.peer, node_of(shown(hub.peer_certificate()))) == ("edge-1", "edge-1")
     for size in (0, 10, 5_000, 70_000, 3_000_000):
         await edge.send(text("x" * size))
         assert len((await hub.receive()).data(str)) == size
@@ -161,6 +163,24 @@ async def test_a_client_certificate_of_another_ca_is_not_let_in(cloud: Cloud, tm
     with pytest.raises(ConnectionRefused, match="closed before the upgrade"):
         await connect(cloud.url, node="edge-1", ssl_context=context, timeout_s=5)
     assert cloud.connections.empty()
+
+
+async def test_a_client_without_a_certificate_is_not_let_in(cloud: Cloud, tmp_path: Path) -> None:
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+    with pytest.raises(ConnectionRefused, match="closed before the upgrade"):
+        await connect(cloud.url, node="edge-1", ssl_context=context, timeout_s=5)
+    assert cloud.connections.empty()
+
+
+async def test_neither_end_needs_a_file_for_the_other_ones_certificate(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))  # as good as a full one
+    edge = await connect(cloud.url, node="edge-1", ssl_context=cloud.client(), timeout_s=5)
+    hub = await cloud.connections.get()
+    assert node_of(shown(hub.peer_certificate())) == "edge-1"
+    await edge.close()
+    await hub.wait_closed()
 
 
 async def test_no_answer_is_a_refusal_after_the_timeout() -> None:

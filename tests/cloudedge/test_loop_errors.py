@@ -6,6 +6,7 @@ import ssl
 from typing import Any
 
 import pytest
+from picows import WSError
 
 from cloudedge.loop_errors import LoopErrors
 
@@ -23,6 +24,7 @@ def test_a_broken_peer_is_a_line_for_each_host(caplog: pytest.LogCaptureFixture)
         handler(loop, {**broken, "exception": ssl.SSLError})  # the class, as aiofastnet 1.2 does
         handler(loop, {**broken, "exception": ConnectionResetError("gone")})
         handler(loop, {**broken, "message": "SSL handshake failed", "exception": ssl.SSLError})
+        handler(loop, {"message": "Future exception was never retrieved", "exception": WSError("a bad frame")})
         lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
         assert lines == ["a connection with 10.0.0.7 broke: Error occurred during read: SSLError"]
         handler(loop, {"message": "a bug", "exception": ValueError("of ours")})

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ json_values = st.recursive(
 def test_every_recorded_message_survives_member_for_member(recorded: dict[str, Any]) -> None:
     frame = (json.dumps(recorded, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
     assert encode(decode(frame)) == frame
+
+
+@given(st.sampled_from(RECORDED), st.sampled_from([str.upper, str.title, str.capitalize]))
+def test_names_may_be_in_any_letters(recorded: dict[str, Any], other: Callable[[str], str]) -> None:
+    """Go matches them so; what is in the content stays as it is."""
+    shouted = {
+        other(part): {other(name): value for name, value in members.items()} if part != "content" else members
+        for part, members in recorded.items()
+    }
+    assert encode(decode(json.dumps(shouted))) == encode(decode(json.dumps(recorded)))
 
 
 @given(st.text(), st.text(), st.text(), st.text(), json_values, st.text(), st.sampled_from(["", "42"]))

@@ -77,6 +77,13 @@ def test_operation_error_is_a_failure_with_its_text(content: Any, text: str) -> 
     assert str(refused.value) == text
 
 
+def test_operation_error_may_carry_what_the_api_says() -> None:
+    with pytest.raises(RequestRefused) as refused:
+        result(answer({"ErrStatus": STATUS}, "error"))
+    assert (str(refused.value), refused.value.code) == (STATUS["message"], 409)
+    assert refused.value.reason == "AlreadyExists"
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=20),
     lambda inner: (

@@ -88,3 +88,11 @@ def test_anything_else_is_refused_and_nothing_more(text: str) -> None:
         verify_bearer(text, LONG)
     with pytest.raises(BadToken):
         check_ca(text, CA)
+
+
+@pytest.mark.parametrize("end", ("=", "==", "!", "~~~~", "\n", " ", "A"))
+def test_a_token_is_written_in_one_way_only(end: str) -> None:
+    bearer = bearer_of(mint_token(CA, LONG, expires_at=4_000_000_000))
+    assert verify_bearer(bearer, LONG) == 4_000_000_000
+    with pytest.raises(BadToken):  # or a revoked one, whose hash is on the list, would come back with another
+        verify_bearer(bearer + end, LONG)

@@ -59,6 +59,11 @@ def test_a_reason_is_one_that_is_given(message: str) -> None:
     assert is_said(message)
 
 
+@pytest.mark.parametrize("message", list(quoted("channel.md", r"^\| (`(?!kubetwin_)[^`|]*`) \|")))
+def test_a_complaint_of_the_channel_is_one_that_is_made(message: str) -> None:
+    assert is_said(message)
+
+
 def test_the_check_of_messages_notices_one_that_nobody_says() -> None:
     assert not is_said("no driver … is installed, so there")
 
@@ -83,7 +88,7 @@ def test_links_lead_to_files(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ("write-a-mapper.md", "troubleshooting.md", "desired.md"))
+@pytest.mark.parametrize("page", ("write-a-mapper.md", "troubleshooting.md", "desired.md", "channel.md", "security.md"))
 def test_commands_exist(page: str) -> None:
     found = re.findall(r"(?:^|`|\$ )kubetwin ((?:[a-z]+ ?)+)", (DOCS / page).read_text(), re.MULTILINE)
     for words in found:

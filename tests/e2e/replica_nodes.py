@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloudedge import ConnectionLost, ConnectionRefused, Message, new_message, reply, tls
-from cloudedge.connection import Connection, connect
+from cloudedge.connection import Connection
+from cloudedge.dialling import connect
 from cloudedge.message import now_ms
 from cloudedge.resources import state_resource, twin_resource
 

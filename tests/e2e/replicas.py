@@ -23,7 +23,7 @@ from cloudedge.certificates import mint
 from cloudedge.loop_errors import LoopErrors
 from tests.e2e.replica_nodes import Node, Nodes
 
-__all__ = ["Balancer", "ReplicaSet", "free_ports", "replica_set"]
+__all__ = ["Balancer", "ReplicaSet", "device_object", "free_ports", "replica_set"]
 
 CRDS: Final = Kind(
     group="apiextensions.k8s.io", version="v1", plural="customresourcedefinitions", kind="CustomResourceDefinition"
@@ -167,6 +167,9 @@ class ReplicaSet:
         async with asyncio.timeout(20):
             return await process.wait()
 
+    def pid(self, name: str) -> int:
+        return self._running[name].pid
+
     def pause(self, name: str) -> None:
         os.kill(self._running[name].pid, signal.SIGSTOP)
 
@@ -244,16 +247,19 @@ async def declare(client: KubeClient, nodes: Sequence[str], devices: int) -> Non
     await client.create(MODELS, model)
     for node in nodes:
         for number in range(devices):
-            spec = {
-                "deviceModelRef": {"name": "tank"},
-                "nodeName": node,
-                "protocol": {"protocolName": "modbus", "configData": {}},
-                "properties": [{"name": "level", "desired": {"value": "0"}}],
-            }
-            metadata = {"name": device_name(node, number), "namespace": "default"}
-            await client.create(
-                DEVICES, {"apiVersion": DEVICES.api_version, "kind": "Device", "metadata": metadata, "spec": spec}
-            )
+            await client.create(DEVICES, device_object(node, device_name(node, number)))
+
+
+def device_object(node: str, name: str) -> Object:
+    """One of the model that `declare` declares."""
+    spec = {
+        "deviceModelRef": {"name": "tank"},
+        "nodeName": node,
+        "protocol": {"protocolName": "modbus", "configData": {}},
+        "properties": [{"name": "level", "desired": {"value": "0"}}],
+    }
+    metadata = {"name": name, "namespace": "default"}
+    return {"apiVersion": DEVICES.api_version, "kind": "Device", "metadata": metadata, "spec": spec}
 
 
 async def want(client: KubeClient, device: str, value: int) -> None:

@@ -79,6 +79,7 @@ def test_the_node_is_not_named_or_not_connected(demo: Demo) -> None:
     assert any("the edge core here is node edge-1" in note for note in both.verdict["notes"])
 
 
+@pytest.mark.slow
 def test_edge_core_is_killed(demo: Demo) -> None:
     demo.kill("edgecore")
     assert "edge-1" in why_until(demo, 17, seen_from=CLOUD).summary
@@ -89,6 +90,7 @@ def test_edge_core_is_killed(demo: Demo) -> None:
     why_until(demo, 0)
 
 
+@pytest.mark.slow
 def test_edge_core_hangs(demo: Demo) -> None:
     process = psutil.Process(demo.pid("edgecore"))
     process.send_signal(signal.SIGSTOP)
@@ -100,6 +102,7 @@ def test_edge_core_hangs(demo: Demo) -> None:
     why_until(demo, 0)
 
 
+@pytest.mark.slow
 def test_edge_core_is_cut_off(demo: Demo) -> None:
     """Both cores run, and the way between them is gone."""
     file = demo.directory / "edgecore.yaml"
@@ -122,6 +125,7 @@ def test_edge_core_is_cut_off(demo: Demo) -> None:
     why_until(demo, 0)
 
 
+@pytest.mark.slow
 def test_cloudcore_is_killed(demo: Demo) -> None:
     demo.kill("cloudcore")
     assert "did not answer" in why_until(demo, 16, seen_from=CLOUD).summary

@@ -15,7 +15,7 @@ from dmi.client import EdgeCoreClient
 from tests.e2e.harness import Demo
 from tests.e2e.why_harness import BOTH, CLOUD, apply, device, start, why_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

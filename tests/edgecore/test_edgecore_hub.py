@@ -80,7 +80,7 @@ async def test_a_cloud_that_falls_silent_is_given_up(settings: EdgeHubConfig, cl
         settings, websocket=msgspec.structs.replace(settings.websocket, read_deadline=0.3)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloudedge.connection._PING_IDLE_S", 0.3)
+        patch.setattr("cloudedge.dialling._PING_IDLE_S", 0.3)
         async with Events(impatient, tmp_path) as events, asyncio.timeout(10):
             await events.connected.get()
             assert cloud.connection is not None

@@ -1,6 +1,7 @@
 """The hub on bad paths: silent, stuffed, cut in a frame, closed with a reason; and with several addresses."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -47,7 +48,7 @@ async def other(certificates: Path) -> AsyncIterator[FakeCloud]:
 async def test_a_path_that_falls_silent_is_noticed_by_a_ping(
     settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloudedge.connection._PING_IDLE_S", 0.3)
+    monkeypatch.setattr("cloudedge.dialling._PING_IDLE_S", 0.3)
     async with (
         Wire(cloud.port) as wire,
         Events(at(settings, wire.port, read_deadline=0.3), tmp_path) as events,
@@ -182,6 +183,50 @@ async def test_a_dead_address_is_passed_over_at_once(
         assert events.hub.link.url == connected.url
         assert (events.hub.link.connected, events.hub.link.trouble) == (True, "")
         assert events.count("cloud_dial_failures_total", "unreachable") == 1
+
+
+async def test_an_address_that_does_not_answer_is_overtaken(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a router that drops packets. The dial that lost ends at once, and not at its timeout."""
+    monkeypatch.setattr(dialling, "NEXT_AFTER_S", 0.1)
+    monkeypatch.setattr(hub, "STABLE_AFTER_S", 0.0)
+    ended = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(4096):
+                pass
+        ended.set()
+        writer.transport.abort()
+
+    mute = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = mute.sockets[0].getsockname()[1]
+    async with Events(at(settings, port, cloud.port), tmp_path) as events, asyncio.timeout(10):
+        connected = await events.connected.get()
+        assert connected.url == f"wss://127.0.0.1:{cloud.port}"
+        await ended.wait()
+        assert events.count("cloud_dial_failures_total", "overtaken") == 1
+        assert cloud.connected == 1
+        await cloud.cut()
+        assert (await events.connected.get()).url == connected.url  # what worked goes first
+        assert events.count("cloud_dial_failures_total", "overtaken") == 1
+    mute.close()
+    await mute.wait_closed()
+
+
+async def test_of_two_that_are_there_at_once_one_is_let_go(
+    settings: EdgeHubConfig, cloud: FakeCloud, other: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialling, "NEXT_AFTER_S", 0.0)
+    async with Events(at(settings, cloud.port, other.port), tmp_path) as events, asyncio.timeout(10):
+        url = (await events.connected.get()).url
+        won, lost = (cloud, other) if url.endswith(str(cloud.port)) else (other, cloud)
+        await won.until(lambda: won.connection is not None)
+        if lost.connection is not None:
+            await lost.connection.wait_closed()
+        assert events.hub.link.connected
+        assert events.count("cloud_connects_total") == 1
 
 
 async def test_an_address_that_throws_us_out_is_not_stuck_to(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from dmi import Desired, DeviceId, Reported, Twin
 from edgecore.devicetwin.confirming import LEAST_MS, MOST_MS, confirm_every_ms, is_news
 from edgecore.devicetwin.merge import merge_twins
-from edgecore.devicetwin.outbox import InFlight, Key, Outbox
-from edgecore.devicetwin.window import FIRST, LARGEST, SMALLEST, Window
+from edgecore.devicetwin.outbox import ACK_TIMEOUT_S, InFlight, Key, Outbox
+from edgecore.devicetwin.window import FIRST, LARGEST, SMALLEST, UNTRIED, Window
 from edgecore.store import TwinRow
 
 NOW = 1_700_000_000_000
@@ -146,6 +146,7 @@ def test_a_fast_cloud_is_not_held_up() -> None:
             st.floats(0, 5).map(lambda seconds: ("adjust", seconds)),
             st.just(("full", 0.0)),
             st.just(("restart", 0.0)),
+            st.just(("silence", 0.0)),
         )
     )
 )
@@ -158,13 +159,18 @@ def test_a_window_never_closes(events: list[tuple[str, float]]) -> None:
             window.adjust(100, number)
         elif what == "full":
             window.note_full()
+        elif what == "silence":
+            window.note_silence()
         else:
             window.restart()
-        assert SMALLEST <= window.size <= LARGEST
+        assert 1 <= window.size <= LARGEST
+    window.note_alive()
+    assert SMALLEST <= window.size <= LARGEST
 
 
 def test_without_need_or_word_nothing_changes() -> None:
     window = Window()
+    assert window.size == UNTRIED
     window.note_confirmed(0.01)
     window.adjust(1, 1.0)
     window.note_full()
@@ -188,3 +194,22 @@ def test_after_a_slow_time_the_room_is_back_within_seconds() -> None:
     fast = Cloud(100_000.0)
     outbox.restart(())
     assert sum(overload(fast, 1000, 20, outbox).values()) > 0.6 * 1000 / (PACE_S + 0.02) * 20
+
+
+def test_a_cloud_that_confirms_nothing_is_not_heaped_up() -> None:
+    """It waits for its API server, say: what is sent again and again comes on top of what it has."""
+    outbox = Outbox()
+    sent: list[str] = []
+    overload(Cloud(100_000.0), 1000, 20, outbox)
+    large = outbox.window.size
+    assert large > FIRST
+    outbox.restart([Key(DeviceId(f"n/{index}"), "twins") for index in range(1000)])
+    for second in range(20, 620):
+        outbox.expire(second)
+        outbox.window.adjust(outbox.in_flight, 1.0)
+        for key in outbox.take(1000):
+            sent.append(str(len(sent)) + " again")
+            outbox.sent(InFlight(key, sent[-1], {}, second))
+    assert UNTRIED < len(sent) <= UNTRIED * 2 + 600 / ACK_TIMEOUT_S
+    assert outbox.confirmed(sent[0], 620) is None  # it was given up; and yet it says that the cloud is there again
+    assert outbox.window.size == large

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudedge.certificates import mint
+from edgecore.joining import request
 from edgecore.joining.child import do
 from edgecore.joining.identity import NodeFiles, NoIdentity, read_identity
 from edgecore.joining.job import Job, Outcome
@@ -100,8 +101,8 @@ async def test_what_does_not_work_says_what_to_do_and_leaves_nothing(
         "https://host:port": (Job("join", NODE, "http://127.0.0.1:1", files, token=good), True),
         "cannot be asked: Connection refused": (Job("join", NODE, nobody, files, token=good), False),
     }
-    for said, (request, final) in cases.items():
-        outcome = await asked(request)
+    for said, (job_, final) in cases.items():
+        outcome = await asked(job_)
         assert said in outcome.problem
         assert outcome.final == final, outcome
         assert good not in outcome.problem
@@ -138,7 +139,14 @@ async def test_the_certificate_itself_gets_the_next_one(service: JoinService, fi
     assert Path(files.ca).stat().st_mtime_ns == ca.st_mtime_ns
     service.refusing = 401
     refused = await asked(Job("renew", NODE, service.url, files))
-    assert "is the node revoked?" in refused.problem
+    assert "join again with a token" in refused.problem
+    assert refused.final
+
+
+def test_who_is_shut_out_is_not_told_to_try_another_token() -> None:
+    refused = request._refusal("https://cloud:10002/edge.crt answered 401 'node edge-1 is revoked'", 401, None)
+    assert "ConfigMap kubeedge/kubetwin-revoked" in str(refused)
+    assert "token" not in str(refused)
     assert refused.final
 
 

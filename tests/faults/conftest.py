@@ -9,7 +9,7 @@ from tests.faults.world import World
 
 @pytest.fixture
 def well(world: World) -> Iterator[World]:
-    """The file's `world`, looked at again after the test; the memory it begins with counts as normal."""
+    """The file's `world`, looked at again after the test."""
     said = {part: len(world.log(part)) for part in world.running}
     yield world
     world.all_right()

@@ -139,7 +139,7 @@ class _Pair:
     def cut(self, *, reset: bool) -> None:
         """At once, what is on the way lost. Without `reset` both ends see an orderly end of the stream."""
         for writer in self.writers:
-            if reset:
+            if reset and not writer.is_closing():
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
 
@@ -151,6 +151,7 @@ class FaultProxy:
         self.ports: list[int] = []
         self.target = target
         self.accepted = 0
+        """Connections that reached the other end."""
         self.cuts = 0
         """Connections that were cut here, by command or after so many bytes."""
         self._thread = thread
@@ -258,9 +259,6 @@ class FaultProxy:
         try:
             if self._refusing:
                 return
-            with self._came:
-                self.accepted += 1
-                self._came.notify_all()
             there_reader, there = await asyncio.open_connection(*self.target, limit=_READ_BYTES)
             writers.append(there)
             for one in writers:
@@ -270,6 +268,9 @@ class FaultProxy:
             for direction, pump in pair.pumps.items():
                 pump.set(self._new[direction])
             self._pairs[task] = pair
+            with self._came:
+                self.accepted += 1
+                self._came.notify_all()
             async with asyncio.TaskGroup() as tasks:
                 for pump in pair.pumps.values():
                     tasks.create_task(pump.run())

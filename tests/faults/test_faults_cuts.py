@@ -22,20 +22,18 @@ def world() -> Iterator[World]:
     hub = {"websocket": {"readDeadline": HEARD_S, "handshakeTimeout": HEARD_S}}
     edge = {"modules": {"edgeHub": hub}}
     with faulty_world({"edgecore.yaml": edge}, seed=1, addresses=ADDRESSES) as world:
-        with world.changing(seed=0):
-            for _ in range(10):
-                world.hub.cut()
-                time.sleep(0.5)
-        world.all_right()
         world.note_memory()
         yield world
 
 
 def test_1000_cuts_while_values_change(well: World) -> None:
+    """What the first quarter cost in memory stays; the rest must not add to it."""
     rng, hub = random.Random(2), well.hub
     first = hub.accepted
     with well.changing(seed=2):
         for number in range(1000):
+            if number == 250:
+                well.note_memory()
             time.sleep(rng.uniform(0, 0.12))
             hub.cut_one(reset=rng.random() < 0.5)
             hub.until_accepted(first + number + 1, within_s=20)
@@ -107,16 +105,15 @@ def test_a_path_that_is_silent_from_the_first_byte(well: World) -> None:
 
 def test_a_connection_overtaken_by_its_successor(well: World) -> None:
     """What the first one had sent comes to the cloud after the second is in use, as if it were the newest."""
-    for before in (0, 600, 1_800, 2_600):
-        accepted = well.hub.accepted
-        # The upgrade, or what comes before it, is on the way while the edge core gives up and dials again.
-        well.hub.set(up=Faults(hold_after=before), existing=False)
-        well.hub.cut_one()
-        well.hub.until_accepted(accepted + 1, within_s=WITHIN_S)
-        well.hub.set(existing=False)
-        well.hub.until_accepted(accepted + 2, within_s=WITHIN_S)
-        well.turn_all(800 + before)
-        well.wish_all(800 + before)
+    for before in (0, 600, 1_800):
+        with well.changing(seed=before):
+            accepted = well.hub.accepted
+            # The upgrade, or what comes before it, is on the way while the edge core gives up and dials again.
+            well.hub.set(up=Faults(hold_after=before), existing=False)
+            well.hub.cut_one()
+            well.hub.until_accepted(accepted + 1, within_s=WITHIN_S)
+            well.hub.set(existing=False)
+            well.hub.until_accepted(accepted + 2, within_s=WITHIN_S)
         well.all_right()
         well.hub.heal()
         well.turn_all(900 + before)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.harness import wait_for
+from tests.faults.rogue import CLOSE, CONTINUATION, PING, frame
 from tests.faults.wiretap import Fate, Seen, Wiretap, wiretap
 from tests.faults.world import NODE, WITHIN_S, World, faulty_world
 
@@ -270,3 +271,24 @@ def test_rubbish_from_the_cloud(well: World, tap: Wiretap, what: str) -> None:
     well.wish_all(4000 + len(what))
     well.all_right()
     assert tap.connections == connections, "the connection goes on"
+
+
+BROKEN = {
+    "a reserved opcode": frame(b"x", opcode=3, masked=False),
+    "a continuation of nothing": frame(b"x", opcode=CONTINUATION, masked=False),
+    "more than the cap": frame(b"x", length=33 * 1024 * 1024, masked=False),
+    "a negative length": frame(b"x", length=(1 << 64) - 1, masked=False),
+    "a length that is not the shortest": bytes([0x81, 127]) + (5).to_bytes(8) + b"hello",
+    "a control frame that is too long": frame(b"x" * 126, opcode=PING, masked=False),
+    "a close frame of one byte": frame(b"x", opcode=CLOSE, masked=False),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_frames_from_the_cloud(well: World, tap: Wiretap, what: str) -> None:
+    connections = tap.connections
+    tap.put("down", BROKEN[what])
+    wait_for(lambda: tap.connections > connections, within_s=WITHIN_S, what="the edge core dials again")
+    well.turn_all(len(what))
+    well.wish_all(5000 + len(what))
+    well.all_right()

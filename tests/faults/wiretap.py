@@ -89,7 +89,10 @@ class Wiretap:
 
     def say(self, direction: Direction, text: bytes) -> None:
         """Put a message of our own into the newest connection."""
-        data = frame(text, masked=direction == "up")
+        self.put(direction, frame(text, masked=direction == "up"))
+
+    def put(self, direction: Direction, data: bytes) -> None:
+        """Bytes that need be no frame."""
         self._thread.call(lambda: self._writers[direction].write(data))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

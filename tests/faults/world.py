@@ -36,7 +36,7 @@ WISHED: Final = REGISTERS - 1
 """The register that the cloud wants a value of; the device changes the others by itself."""
 CYCLE_MS: Final = 200
 WITHIN_S: Final = 45.0
-GROWTH_BYTES: Final = {"edgecore": 4_000_000, "cloudcore": 8_000_000, "mapper-modbus": 4_000_000}
+GROWTH_BYTES: Final = {"edgecore": 6_000_000, "cloudcore": 12_000_000, "mapper-modbus": 4_000_000}
 """How much more memory a process may have after a scenario than when all was well before the first one."""
 _API: Final = "/apis/devices.kubeedge.io/v1beta1/namespaces/default"
 

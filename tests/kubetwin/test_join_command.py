@@ -68,10 +68,12 @@ async def test_what_is_in_the_way_is_named(service: JoinService, tmp_path: Path)
         (("--node", "edge-9", *data), service.token(ca_hash="0" * 64), "not the one the join token is of"),
         (("--node", "edge-9", *data), "", "there is no token"),
         (("--node", "edge-7", *data), service.token(valid_s=-5), "the join token ended at"),
+        (("--node", "Edge_7", *data), service.token(), "'Edge_7' cannot be a node's name"),
         (("--node", "edge-9", "--config", str(other)), service.token(), "says modules.edged.hostnameOverride"),
     ):
         code, out, errors = await join(service, *arguments, token=token)
         assert code != 0
         assert said in errors
         assert out == ""
+        assert not (tmp_path / "node" / "edgecore.yaml").exists()
     assert not service.issued

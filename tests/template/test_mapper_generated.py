@@ -41,6 +41,7 @@ def installed() -> Iterator[tuple[Sandbox, Path]]:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_it_is_typed_strictly(installed: tuple[Sandbox, Path]) -> None:
     sandbox, project = installed
     assert "Success" in sandbox.run("mypy --no-incremental", project, within_s=300)
@@ -57,6 +58,7 @@ def test_its_tests_pass(installed: tuple[Sandbox, Path]) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_its_tests_notice_a_driver_that_is_broken(installed: tuple[Sandbox, Path]) -> None:
     sandbox, project = installed
     driver = project / "acme_meter" / "driver.py"
