@@ -226,8 +226,9 @@ class Connection(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
         self.heard_at = asyncio.get_running_loop().time()
-        if self._on_open is not None:
-            self._on_open(self)
+        on_open, self._on_open = self._on_open, None  # it may know us
+        if on_open is not None:
+            on_open(self)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         self.heard_at = asyncio.get_running_loop().time()

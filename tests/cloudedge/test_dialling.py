@@ -1,4 +1,4 @@
-"""What is left of connections that could not be made."""
+"""What is left of connections that could not be made, and of those that have ended."""
 
 import asyncio
 import contextlib
@@ -8,9 +8,11 @@ from typing import Literal
 
 import pytest
 
-from cloudedge import ConnectionRefused
+from cloudedge import ConnectionLost, ConnectionRefused
 from cloudedge.certificates import mint
+from cloudedge.connection import Connection
 from cloudedge.dialling import connect
+from cloudedge.listening import serve
 from cloudedge.loop_errors import LoopErrors
 from cloudedge.tls import client_context, server_context
 
@@ -61,3 +63,32 @@ async def test_nothing_large_is_left_of_a_connection_that_could_not_be_made(
         finally:
             gc.enable()
     assert not [name for name in kept if name in ("WSProtocol", "SSLTransport_Socket")]
+
+
+async def test_nothing_is_left_of_a_connection_that_has_ended(tmp_path: Path) -> None:
+    asyncio.get_running_loop().set_exception_handler(LoopErrors())
+    mint(tmp_path, nodes=["edge-1"], names=["127.0.0.1"])
+    files = {"ca_file": tmp_path / "ca.crt"}
+    server = server_context(**files, cert_file=tmp_path / "server.crt", key_file=tmp_path / "server.key")
+    client = client_context(**files, cert_file=tmp_path / "edge-1.crt", key_file=tmp_path / "edge-1.key")
+    listener = await serve(lambda _: "edge-1", Connection.abort, host="127.0.0.1", port=0, ssl_context=server)
+    url = f"wss://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+
+    async def dial() -> None:
+        with contextlib.suppress(ConnectionLost, ConnectionRefused):
+            connection = await connect(url, node="edge-1", ssl_context=client, timeout_s=5.0)
+            await connection.receive()
+
+    await dial()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(DIALS):
+            await dial()
+        await asyncio.sleep(0)
+        kept = [one for one in gc.get_objects() if isinstance(one, Connection)]
+    finally:
+        gc.enable()
+    listener.close()
+    await listener.wait_closed()
+    assert not kept
