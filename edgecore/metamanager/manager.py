@@ -16,14 +16,13 @@ from msgspec import Struct
 from cloudedge import ConnectionLost, MalformedMessage, Message, new_message
 from cloudedge.message import OK
 from edgecore.bus import Bus, CloudConnected, ObjectChange, ObjectMessage, ObjectsChanged, TwinMessage, Upstream
-from edgecore.metamanager.rules import Incoming, Membership, decide, models_in_use, read_membership, read_object
+from edgecore.metamanager.rules import Incoming, Membership, decide, read_membership, read_object
 from edgecore.store import (
     Database,
     StoredObject,
     StoreError,
     delete_object,
     get_object,
-    list_objects,
     object_keys,
     put_object,
 )
@@ -144,13 +143,8 @@ def _apply(db: sqlite3.Connection, task: Incoming | Membership) -> list[ObjectCh
         for namespace, name in gone:
             logger.info("device %s/%s is no longer on this node", namespace, name)
             delete_object(db, "device", namespace, name)
-        unused = sorted(set(object_keys(db, "devicemodel")) - models_in_use(list_objects(db, "device")))
-        for namespace, name in unused:  # those of devices that are still to come are sent again before them
-            delete_object(db, "devicemodel", namespace, name)
-        return [
-            *(ObjectChange("device", namespace, name, None) for namespace, name in gone),
-            *(ObjectChange("devicemodel", namespace, name, None) for namespace, name in unused),
-        ]
+        # Models stay: the cloud, which was told of them, deletes those that no device of this node needs.
+        return [ObjectChange("device", namespace, name, None) for namespace, name in gone]
     stored = get_object(db, task.kind, task.namespace, task.name)
     match decide(stored, task):
         case "ignore":

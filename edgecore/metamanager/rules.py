@@ -6,8 +6,6 @@ A cluster that was rebuilt starts at low versions again, but with other uids.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -17,7 +15,7 @@ from cloudedge import MalformedMessage, Message
 from cloudedge.resources import MEMBERSHIP_DETAIL, object_path
 from edgecore.store import StoredObject
 
-__all__ = ["Decision", "Incoming", "Membership", "decide", "models_in_use", "read_membership", "read_object"]
+__all__ = ["Decision", "Incoming", "Membership", "decide", "read_membership", "read_object"]
 
 Operation = Literal["insert", "update", "delete"]
 Decision = Literal["put", "replace", "delete", "ignore"]
@@ -61,18 +59,6 @@ class _ListedDevice(Struct, frozen=True):
 
 class _DeviceList(Struct, frozen=True):
     devices: list[_ListedDevice] | None
-
-
-class _ModelRef(Struct, frozen=True):
-    name: str = ""
-
-
-class _DeviceSpec(Struct, frozen=True, rename="camel"):
-    device_model_ref: _ModelRef = _ModelRef()
-
-
-class _Device(Struct, frozen=True):
-    spec: _DeviceSpec = _DeviceSpec()
 
 
 _encoder = msgspec.json.Encoder()
@@ -125,15 +111,6 @@ def read_membership(message: Message) -> Membership | None:
             raise MalformedMessage(f"{message.describe()}: {device.id!r} is not of the form namespace/name")
         keys.add((namespace, name))
     return Membership(frozenset(keys))
-
-
-def models_in_use(devices: Iterable[StoredObject]) -> set[tuple[str, str]]:
-    """(namespace, name) of the models that these devices name; a device that cannot be read names none."""
-    used: set[tuple[str, str]] = set()
-    for device in devices:
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            used.add((device.namespace, msgspec.json.decode(device.body, type=_Device).spec.device_model_ref.name))
-    return used
 
 
 def decide(stored: StoredObject | None, incoming: Incoming) -> Decision:

@@ -376,3 +376,13 @@ def test_a_node_that_says_what_it_has() -> None:
 
 def test_a_node_of_upstream() -> None:
     run_state_machine_as_test(StockMachine, settings=LIMITS)
+
+
+def test_a_model_outlives_its_last_device_for_one_that_is_still_to_come() -> None:
+    machine = Machine()
+    machine.begin()
+    machine.delete("a")
+    machine.cut()
+    machine.delete("b")
+    machine.declare("c", 0, NODE)
+    machine.teardown()

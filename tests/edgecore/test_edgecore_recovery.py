@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from cloudedge.message import now_ms
 from dmi import DeviceId, NodeName, PeerUnavailable
 from edgecore.bus import Bus
-from edgecore.config import EdgeCoreConfig
 from edgecore.devicetwin import lease as lease_module
 from edgecore.devicetwin import mappers as mappers_module
 from edgecore.devicetwin import sync as sync_module
@@ -298,23 +296,6 @@ async def test_a_mapper_reports_on_after_edge_core_was_away(edge: Edge, boiler: 
             except PeerUnavailable:
                 await asyncio.sleep(0.05)
     await cloud.until_value(BOILER, "temperature", "2")
-
-
-async def test_models_that_nobody_uses_any_more_go(
-    config: EdgeCoreConfig, edge: Edge, boiler: FakeMapper, cloud: FakeCloud
-) -> None:
-    await cloud.put(model_object("pump"))
-    await cloud.put(device_object("pump-1", model="pump"))
-    await boiler.until_device("pump-1")
-    await cloud.stop()
-    for name in ("Device/default/pump-1", "DeviceModel/default/pump"):
-        del cloud.objects[name]
-    await cloud.start()
-    await boiler.until(lambda: list(boiler.devices) == [BOILER])
-    await edge.stop()
-    with contextlib.closing(sqlite3.connect(config.database.data_source)) as db:
-        kept = db.execute("SELECT name FROM object WHERE kind = 'devicemodel'").fetchall()
-    assert kept == [("boiler",)]
 
 
 async def test_without_a_connection_nobody_is_blamed_for_missing_confirmations(
