@@ -10,6 +10,8 @@ PYTEST_WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # Servers that the data plane's tests run against.
 PROGRAMS := curl mosquitto redis-server mariadb-server
+# What the fault bench makes a clock that can be set, and a link of its own, with.
+FAULT_PROGRAMS := gcc iproute2 libc6-dev
 
 .PHONY: demo test test-slow test-programs test-faults test-matrix reference lint check bench proto clean
 
@@ -28,6 +30,8 @@ test-programs: $(VENV)/installed ## the data plane against Debian's servers, whi
 	$(BIN)/pytest -m programs $(ARGS)
 
 test-faults: $(VENV)/installed ## the cloud-edge channel under cuts, kills, delays and lies: minutes
+	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(FAULT_PROGRAMS) >/dev/null 2>&1; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(FAULT_PROGRAMS); fi
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m faults --timeout 900 tests/faults $(ARGS)
 
 test-matrix: $(VENV)/installed ## every one of the 720 orders of killing and starting the six parts: an hour
