@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -137,10 +138,12 @@ async def test_a_damaged_store_is_filled_again_by_the_cloud(
     await cloud.until(lambda: cloud.connected == 2, "the node is back")
     async with mapper.running():
         cloud.messages.clear()
-        for path in (tmp_path / "edgecore.db", tmp_path / "edgecore.db-wal"):
-            with path.open("r+b") as file:
+        # Both are open before either is written: the store may notice the first and set them aside at once.
+        with (tmp_path / "edgecore.db").open("r+b") as main, (tmp_path / "edgecore.db-wal").open("r+b") as log:
+            for file in (main, log):
+                size = file.seek(0, os.SEEK_END)
                 file.seek(8 * 4096)
-                file.write(b"\xa5" * max(path.stat().st_size - 8 * 4096, 0))
+                file.write(b"\xa5" * max(size - 8 * 4096, 0))
         await cloud.put(model_object(types={"temperature": "INT", "setpoint": "INT"}), "update")
         await cloud.until(
             lambda: any(m.route.resource == "membership/detail" for m in cloud.messages), "the objects are asked for"
