@@ -35,9 +35,17 @@ class RequestRefused(ChannelError):
 
 
 def make_request(node: str) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
-    """A new P-256 key, and the request (DER) for a certificate of `node` for it."""
+    """A new P-256 key, and the request (DER) for a certificate of `node` for it, with the subject that upstream's edge
+    core asks for (channel contract 3.2).
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    request = x509.CertificateSigningRequestBuilder().subject_name(node_subject(node)).sign(key, hashes.SHA256())
+    place = (
+        (NameOID.COUNTRY_NAME, "CN"),
+        (NameOID.STATE_OR_PROVINCE_NAME, "Zhejiang"),
+        (NameOID.LOCALITY_NAME, "Hangzhou"),
+    )
+    subject = x509.Name([*(x509.NameAttribute(oid, value) for oid, value in place), *node_subject(node)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.DER), key
 
 

@@ -16,6 +16,7 @@ from cloudcore.audit import Audit
 from cloudcore.cloudhub.figures import Figures, kind_of
 from cloudcore.cloudhub.gauges import show
 from cloudcore.cloudhub.ports import Admission, Everybody, NodeHandler, Owners, SoleOwner
+from cloudcore.cloudhub.rivals import Rivals
 from cloudcore.cloudhub.session import Session, SessionEnded
 from cloudcore.cloudhub.unserved import refusal
 from cloudcore.cloudhub.upgrade import node_of_upgrade, wrong_with
@@ -95,6 +96,7 @@ class CloudHub:
         self._waiting: dict[str, Connection] = {}
         """Nodes that this replica does not own yet."""
         self._leftovers = Leftovers()
+        self._rivals = Rivals()
         self._refusals: dict[str, str] = {}
         """By node, why it was refused last, since it was let in last."""
         self._lines_until = 0.0
@@ -141,6 +143,7 @@ class CloudHub:
         verdict = SessionEnded("other owner", reason, WSCloseCode.TRY_AGAIN_LATER)
         if (session := self._sessions.get(node)) is not None:
             session.end(verdict)
+            self._note_rival(node)
         if (connection := self._waiting.get(node)) is not None:
             connection.hang_up(verdict.code, reason)
 
@@ -178,6 +181,15 @@ class CloudHub:
                 self._refusals.clear()
             self._refusals[node] = reason
             logger.warning("node %r refused: %s", node, reason)
+
+    def _note_rival(self, node: str) -> None:
+        """A connection in use gave way to a newer one, here or at another replica."""
+        if self._rivals.suspect(node, asyncio.get_running_loop().time()):
+            logger.warning(
+                "node %s: newer connections take the place of those in use again and again: do two machines have this "
+                "name? Give one of them another (edged.hostnameOverride), or keep one out (docs/security.md)",
+                node,
+            )
 
     def _may_log(self) -> bool:
         now = asyncio.get_running_loop().time()
@@ -260,6 +272,7 @@ class CloudHub:
             self._leftovers.keep(node, before.unsent())
             newer = "a newer connection of the node took over"
             before.end(SessionEnded("replaced", newer, WSCloseCode.POLICY_VIOLATION))
+            self._note_rival(node)
         logger.info("node %s connected%s", node, ", taking over from an older connection" if before else "")
         ended = SessionEnded("failed", "it failed")
         try:

@@ -71,7 +71,7 @@ class Joining:
             "kubetwin_edgecore_certificate_requests_total", "Certificates asked for.", "what", "result"
         )
         metrics.gauge(
-            "kubetwin_edgecore_certificate_expires_seconds",
+            "kubetwin_edgecore_certificate_expiry_seconds",
             "When the node's certificate expires, epoch seconds.",
             read=lambda: {(): self._identity.not_after} if self._identity else {},
         )

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 from msgspec import Struct
 
-from cloudedge.tls import NODE_PREFIX
+from cloudedge.signing import make_request
 from edgecore.joining.identity import NodeFiles
 
 __all__ = ["Ca", "Certified", "JoinError", "Token", "ask_node", "certify", "fetch_ca", "read_token", "servers_of"]
@@ -161,23 +159,11 @@ def certify(server: str, node: str, context: ssl.SSLContext, token: Token | None
     Raises:
         JoinError: The cloud refused, or nobody answered.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = [
-        (NameOID.COUNTRY_NAME, "CN"),
-        (NameOID.STATE_OR_PROVINCE_NAME, "Zhejiang"),
-        (NameOID.LOCALITY_NAME, "Hangzhou"),
-        (NameOID.ORGANIZATION_NAME, "system:nodes"),
-        (NameOID.COMMON_NAME, NODE_PREFIX + node),
-    ]
-    try:
-        name = x509.Name([x509.NameAttribute(oid, value) for oid, value in subject])
-    except ValueError as error:
-        raise JoinError(f"{node!r} is no name for a node: {error}", final=True) from error
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    request, key = make_request(node)
     headers = {"NodeName": node}
     if token is not None:
         headers["Authorization"] = f"Bearer {token.bearer}"
-    answer = _get(f"{server}/edge.crt", context, request.public_bytes(serialization.Encoding.DER), headers)
+    answer = _get(f"{server}/edge.crt", context, request, headers)
     if answer.code != 200:
         raise _refusal(f"{server}/edge.crt answered {answer.said()}", answer.code, token)
     try:

@@ -1,6 +1,7 @@
 """CloudHub: who is let in, takeover, keepalive, acknowledgements, and what is not served."""
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from cloudcore.cloudhub import HubSettings
 from cloudcore.cloudhub.outbox import MAX_PLAIN, WINDOW
+from cloudcore.cloudhub.rivals import MAX_NODES, Rivals
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS
 from cloudcore.kube import Key
 from cloudedge import ConnectionRefused, certificates, reply, tls
@@ -76,6 +78,26 @@ async def test_takeover_by_a_second_connection(kube: Kubernetes, cloud: Cloud) -
         assert not old.objects("thermo-1")
         assert cloud.hub.nodes == {"edge-1"}
         await new.answer(await new.report("thermo-1", {"valve": 5}))
+
+
+async def test_two_machines_with_one_name_are_spoken_of_once(cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+    def said() -> int:
+        return sum("do two machines have this name" in record.message for record in caplog.records)
+
+    async with contextlib.AsyncExitStack() as around:
+        edges = [await around.enter_async_context(cloud.edge())]
+        for takeovers in range(1, 8):
+            edges.append(await around.enter_async_context(cloud.edge()))
+            await asyncio.wait_for(edges[-2].connection.wait_closed(), 5)
+            assert said() == (takeovers >= 4)
+
+
+def test_takeovers_long_apart_are_no_sign_of_a_second_machine() -> None:
+    rivals = Rivals()
+    assert not any(rivals.suspect("edge-1", 210.0 * number) for number in range(50))
+    for number in range(2 * MAX_NODES):
+        rivals.suspect(f"edge-{number}", 0.0)
+    assert len(rivals._nodes) == MAX_NODES
 
 
 async def test_a_node_whose_session_cannot_begin_is_not_left_hanging(

@@ -51,6 +51,16 @@ async def _token(kube: KubeClient) -> str:
                 await asyncio.sleep(0.02)
 
 
+async def test_a_name_longer_than_common_names_are_joins(real: Cloud, tmp_path: Path) -> None:
+    node = ".".join(["gateway-of-the-boiler-house-in-the-northern-yard"] * 5)
+    assert len(node) > 200
+    files = NodeFiles(*(str(tmp_path / name) for name in ("rootCA.crt", "server.crt", "server.key")))
+    assert await asyncio.to_thread(do, Job("join", node, real.url, files, token=real.token)) == Outcome()
+    first = read_identity(files, node)
+    assert await asyncio.to_thread(do, Job("renew", node, real.url, files)) == Outcome()
+    assert read_identity(files, node).serial != first.serial
+
+
 async def test_a_node_joins_and_renews(real: Cloud, tmp_path: Path) -> None:
     files = NodeFiles(*(str(tmp_path / name) for name in ("rootCA.crt", "server.crt", "server.key")))
     joined = await asyncio.to_thread(do, Job("join", "edge-7", real.url, files, token=real.token))

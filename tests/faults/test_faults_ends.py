@@ -69,8 +69,8 @@ def test_the_api_server_is_away(well: World, way: str) -> None:
     """What changes meanwhile is at its place when it is back; nodes stay connected, and one that comes waits. A watch
     that fell silent is noticed after 90 s.
     """
-    # Once: up to 64 connections to the API, each with 300 KiB of buffers, that all try at the same time. The four outages
-    # count together, so what each of them left behind would show.
+    # Once: up to 64 connections to the API, each with 300 KiB of buffers, that all try at the same time. The four
+    # outages count together, so what each of them left behind would show.
     well.allowed = {**GROWTH_BYTES, "cloudcore": 20_000_000}
     outage_s = OUTAGE_S if way == "silent" else min(OUTAGE_S, 12.0)
     silent = Faults(swallow_after=0)

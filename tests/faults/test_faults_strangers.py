@@ -221,6 +221,7 @@ def test_two_edge_cores_with_one_name(well: World) -> None:
         assert well.count("nodes") <= 1
     log = well.log("cloudcore")
     assert f"node {NODE} connected, taking over from an older connection" in log
+    assert "do two machines have this name?" in log
 
 
 def _wrong_values(world: World) -> list[str]:
