@@ -121,7 +121,7 @@ async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> 
 
 
 def _end_session(hub: CloudHub, node: str, by: str) -> None:
-    hub.end(node, f"replica {by} has a newer connection of the node")
+    hub.end(node, f"replica {by} has a newer connection of the node" if by else "its Lease was deleted; come again")
 
 
 async def _serve(hub: CloudHub, config: CloudHubConfig) -> None:

@@ -8,17 +8,22 @@ socket, a full socket makes `send` wait. A server holds ten thousand of these, s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import re
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from cloudedge.errors import ConnectionLost, MalformedMessage
 from cloudedge.lean import postponed_imports
-from cloudedge.message import MAX_MESSAGE_BYTES, Message, decode, encode, reply
+from cloudedge.message import MAX_MESSAGE_BYTES, Message, decode, encode, new_message, reply
 from cloudedge.traffic import Traffic, tell, told
 
 with postponed_imports():
     from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+
+if TYPE_CHECKING:
+    from picows.picows import WSCloseInfo
 
 __all__ = ["CONFIRMS", "Connection"]
 
@@ -32,6 +37,8 @@ FRAGMENT_BYTES: Final = 64 * 1024
 _CONTROL_OPERATIONS: Final = frozenset({"ping", "pong", "config"})
 _CLOSE_TIMEOUT_S: Final = 2.0
 _PROBE: Final = b"arrived?"
+_probe_numbers: Final = itertools.count()
+_TOO_BIG: Final = re.compile(r"a message has more than (\d{1,18}) bytes")
 CONFIRMS: Final = "Kubetwin-Confirms"
 """Header of the answer to an upgrade: the operations that this cloud confirms with a response each."""
 
@@ -147,7 +154,7 @@ class Connection(WSListener):
         if self._probes is None:
             self._probes = {}
         answered = asyncio.get_running_loop().create_future()
-        payload = _PROBE + len(self._probes).to_bytes(4, "big") + id(answered).to_bytes(8, "big")
+        payload = _PROBE + next(_probe_numbers).to_bytes(8, "big")  # none twice: an answer may be late
         self._probes[payload] = answered
         self._transport.send_ping(payload)
         try:
@@ -203,8 +210,14 @@ class Connection(WSListener):
         """How it ended: the other end said why, did not answer a ping, or the socket broke."""
         if self._goodbye:
             return "closed"
-        sent = self._transport.close_handshake.sent if self._transport and self._transport.close_handshake else None
+        sent = self._close_sent()
         return "silent" if sent and sent.code == WSCloseCode.GOING_AWAY else "cut"  # a code of picows' pings alone
+
+    @property
+    def takes_bytes(self) -> int:
+        """The most that a message may have for the other end, which closed over a larger one; 0: it did not."""
+        said = _TOO_BIG.search(self._goodbye)
+        return int(said[1]) if said else 0
 
     @property
     def is_full(self) -> bool:
@@ -218,8 +231,16 @@ class Connection(WSListener):
 
     def _loss(self) -> str:
         """In words, with the other end's own when it said goodbye."""
-        silent = ": it does not answer a ping" if self.end == "silent" else ""
-        return f"connection to {self.peer} is closed{self._goodbye or silent}"
+        why = self._goodbye
+        if not why and self.end == "silent":
+            why = ": it does not answer a ping"
+        elif not why and not self._hung_up and (sent := self._close_sent()):
+            why = f": {sent.reason:.200}"  # picows': a frame that is too large or breaks the protocol
+        return f"connection to {self.peer} is closed{why}"
+
+    def _close_sent(self) -> WSCloseInfo | None:
+        handshake = self._transport.close_handshake if self._transport is not None else None
+        return handshake.sent if handshake is not None else None
 
     # Called by picows.
 
@@ -311,6 +332,8 @@ class Connection(WSListener):
             self.traffic.malformed += 1
             level = logging.WARNING if self.malformed == 1 else logging.DEBUG
             logger.log(level, "%s: message dropped (%d so far): %.512s", self.peer, self.malformed, error)
+            if self._writable:  # whose answer it is cannot be said; upstream's cores log one like this
+                self._write(transport, encode(_complaint(f"message dropped: {error!s:.200}")))
             return
         if message.route.operation in _CONTROL_OPERATIONS:  # never passed on (channel contract 1.3)
             if message.route.operation != "pong":
@@ -354,3 +377,8 @@ class Connection(WSListener):
         read = getattr(transport, "_do_read", None)
         if read is not None and not transport.is_closing():
             read()
+
+
+def _complaint(text: str) -> Message:
+    """An error that answers no message in particular: without source, group and resource (channel contract 1.1)."""
+    return new_message(source="", group="", operation="error", resource="", content=text)

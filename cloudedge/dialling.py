@@ -7,18 +7,20 @@ import ssl
 from typing import Final, cast
 
 from cloudedge.connection import Connection
-from cloudedge.errors import ConnectionRefused
+from cloudedge.errors import ConnectionRefused, without_frames
 from cloudedge.lean import postponed_imports
 from cloudedge.message import MAX_MESSAGE_BYTES
 
 with postponed_imports():
-    from picows import WSError, WSListener, ws_connect
+    from picows import WSError, WSInvalidStatusError, WSListener, ws_connect
 
 __all__ = ["PROJECT_ID", "connect"]
 
 PROJECT_ID: Final = "e632aba927ea4ac2b575ec1603d56f10"
 """Upstream's default; informational."""
 _PING_IDLE_S: Final = 10.0
+_SAID_BYTES: Final = 300
+"""Of an answer that is not ours to trust, in logs and in `kubetwin why`."""
 
 
 async def connect(
@@ -64,11 +66,13 @@ async def connect(
                 extra_headers={"node_id": node, "project_id": project_id, "ConnectionUse": "msg"},
             )
     except TimeoutError as error:
-        raise ConnectionRefused(f"{url}: no answer within {timeout_s:g} s") from _alone(error)
+        raise ConnectionRefused(f"{url}: no answer within {timeout_s:g} s") from without_frames(error)
     except ssl.SSLError as error:  # before OSError, which it is a kind of
-        raise ConnectionRefused(f"{url}: TLS: {error}") from _alone(error)
+        raise ConnectionRefused(f"{url}: TLS: {error}") from without_frames(error)
+    except WSInvalidStatusError as error:
+        raise ConnectionRefused(f"{url}: {_answer(error)}") from without_frames(error)
     except (OSError, WSError) as error:
-        raise ConnectionRefused(f"{url}: {error}") from _alone(error)
+        raise ConnectionRefused(f"{url}: {error}") from without_frames(error)
     finally:
         given_up = connection is None
         for there in opened if given_up else ():  # cancelled in the moment it came
@@ -78,7 +82,9 @@ async def connect(
     return cast(Connection, connection)
 
 
-def _alone(error: Exception) -> Exception:
-    """Without its frames: they refer to it and to the TLS buffers, 100 KB, until there is a full garbage collection."""
-    error.__traceback__ = error.__context__ = error.__cause__ = None
-    return error
+def _answer(error: WSInvalidStatusError) -> str:
+    """What there was in place of the upgrade. A cloud says in the body why it does not let a node in."""
+    if error.response is None:
+        return str(error)
+    said = " ".join((error.raw_body or b"")[:_SAID_BYTES].decode("utf-8", "replace").split())
+    return f"answered {error.response.status.value}" + (f" {said!r}" if said else "")

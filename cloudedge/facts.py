@@ -6,7 +6,7 @@ Times are epoch milliseconds of the edge's clock, 0 where something never happen
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -105,5 +105,23 @@ class DeviceFacts(Struct, frozen=True, omit_defaults=True):
 
 
 def spec_digest(spec: object) -> str:
-    """Tells whether two specs, decoded from JSON, are the same, in whatever order their keys come."""
-    return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()[:16]
+    """Tells whether two specs, decoded from JSON, ask for the same, in whatever order their keys come.
+
+    A property with an empty `desired` asks for what one without asks for: a Device on its way to a node never leaves
+    it out (device contract 1.4), and at the API most do.
+    """
+    return hashlib.sha256(msgspec.json.encode(_without_empty_desired(spec), order="sorted")).hexdigest()[:16]
+
+
+def _without_empty_desired(spec: object) -> object:
+    properties = spec.get("properties") if isinstance(spec, dict) else None
+    if not isinstance(spec, dict) or not isinstance(properties, list):
+        return spec
+    return {**spec, "properties": [_wish_or_none(p) if isinstance(p, dict) else p for p in properties]}
+
+
+def _wish_or_none(property_: dict[str, Any]) -> dict[str, Any]:
+    desired = property_.get("desired")
+    if isinstance(desired, dict) and any(desired.values()):
+        return property_
+    return {key: value for key, value in property_.items() if key != "desired"}

@@ -20,6 +20,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from cloudedge.connection import CONFIRMS, Connection
+from cloudedge.errors import without_frames
 from cloudedge.lean import postponed_imports
 from cloudedge.message import MAX_MESSAGE_BYTES
 from cloudedge.traffic import Traffic
@@ -176,12 +177,9 @@ class Listener:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 self._refuse("no upgrade in time", address)
-            elif isinstance(error, ssl.SSLError):
-                self._refuse("no TLS", address, f": {error.reason or error}; does it trust this cloud's CA?")
             else:
-                self._refuse("no TLS", address, f": {error}")
-            # Its frames refer to it and to the TLS buffers, until there is a full garbage collection.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
+                self._refuse("no TLS", address, f": {_wrong_with_tls(error)}")
+            without_frames(error)
         except asyncio.CancelledError:
             if transport is not None:
                 transport.abort()
@@ -243,6 +241,18 @@ class Listener:
         if not self._confirms_uploads:
             return connection
         return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response({CONFIRMS: "upload"}), connection)
+
+
+def _wrong_with_tls(error: OSError) -> str:
+    """For who has to do something about it: at the node, most often."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if not isinstance(error, ssl.SSLError):
+        return str(error) or "it hung up"
+    reason = error.reason or str(error)
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "it shows no certificate"
+    return f"{reason}; does it trust this cloud's CA?" if "ALERT" in reason else reason
 
 
 class _Answer:

@@ -28,7 +28,7 @@ __all__ = [
 NODE_PREFIX: Final = "system:node:"
 NODES: Final = "system:nodes"
 """The organization of all nodes' certificates."""
-NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+NODE_NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 """A Kubernetes object name (RFC 1123 subdomain), as node names are."""
 _TLS12_SUITES: Final = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"
 

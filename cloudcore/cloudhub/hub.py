@@ -18,7 +18,7 @@ from cloudcore.cloudhub.gauges import show
 from cloudcore.cloudhub.ports import Admission, Everybody, NodeHandler, Owners, SoleOwner
 from cloudcore.cloudhub.rivals import Rivals
 from cloudcore.cloudhub.session import Session, SessionEnded
-from cloudcore.cloudhub.unserved import refusal
+from cloudcore.cloudhub.unserved import refusal, turned_down
 from cloudcore.cloudhub.upgrade import node_of_upgrade, wrong_with
 from cloudcore.cloudhub.waiting import Leftovers, wait_for_owner
 from cloudedge import Message, certificates, tls
@@ -222,9 +222,16 @@ class CloudHub:
         if owner != node and not legacy:
             whose = f"node {owner}'s" if owner else "no node's"
             self._note_refusal("certificate", node, f"the certificate is {whose}")
+            self._audit.refused(  # its own name, if it has one: of others it can call itself by any number
+                "connection: certificate",
+                node=owner,
+                operation="connect",
+                detail=f"the certificate is {whose}, not node {node}'s",
+            )
             return f"the certificate is not node {node}'s"
         if reason := self._admission.refusal(node, certificate):
             self._note_refusal("not admitted", node, reason)
+            self._audit.refused("connection: not admitted", node=node, operation="connect", detail=reason)
         return reason
 
     async def _serve(self, connection: Connection) -> None:
@@ -312,6 +319,7 @@ class CloudHub:
             self._audit.refused(
                 f"malformed {wrong}", node=session.node, resource=route.resource, operation=route.operation
             )
+            self._turn_down(session, message, f"malformed {wrong}", parent="" if wrong == "message id" else message.id)
         elif route.operation == "keepalive":
             session.keep_alive()
         elif route.operation == "response":
@@ -324,6 +332,7 @@ class CloudHub:
         elif route.source in _CLOUD_SOURCES:
             self._count("claims to be from the cloud", session, message)
             self._audit.refused("source of the cloud", node=session.node, resource=route.resource)
+            self._turn_down(session, message, f"{route.source} is not a module of a node", parent=message.id)
         elif route.source == "twin":
             self._devices.take(session, message)
         elif self._requests is not None and route.group != "user" and route.operation not in _TASK_OPERATIONS:
@@ -333,6 +342,11 @@ class CloudHub:
             if answer is not None:
                 session.post(answer)
             self._count("not served yet", session, message)
+
+    def _turn_down(self, session: Session, message: Message, why: str, *, parent: str) -> None:
+        """Who waits for an answer gets one. There is none to an answer, or two ends could go on for ever."""
+        if message.route.operation not in ("response", "error"):
+            session.post(turned_down(message, why, parent=parent))
 
     def _count(self, what: str, session: Session, message: Message, detail: str = "") -> None:
         """Count a message by its kind, and log the first of each kind."""

@@ -100,7 +100,7 @@ class Outbox:
         self._plain: deque[Message] = deque()
         self._slots: dict[str, _Slot] = {}
         """By resource path: a deleted object and its successor of the same name must not overtake one another. Answers
-        have one each, under their id."""
+        have one each, under their id, and so have late deletions (see `_put_deletion`)."""
         self._ready: dict[str, None] = {}
         """Slots with something to send and nothing in flight, oldest first."""
         self._in_flight: dict[str, str] = {}
@@ -121,12 +121,26 @@ class Outbox:
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = _Slot()
+        elif _is_of_another(slot, message):
+            self._put_deletion(slot, message)
+            return
         elif not self._make_way(slot, message):
             self.superseded += 1
             return
         slot.waiting.append(message)
         self._hold(message)
         self._made_ready(key, slot)
+
+    def _put_deletion(self, slot: _Slot, message: Message) -> None:
+        """Of an object that another one has the name of by now, or had: a slot of its own, and in nobody's way."""
+        key = f"{message.route.resource}\n{_uid(message)}"
+        if key in self._slots or any(_is_again(before, message) for before in (slot.sent, *slot.waiting)):
+            self.superseded += 1
+            return
+        self._slots[key] = slot = _Slot()
+        slot.waiting.append(message)
+        self._hold(message)
+        self._ready = {key: None, **self._ready}  # before its successor, if that has not been sent
 
     def put_answer(self, message: Message) -> None:
         """Send until acknowledged, a few times at most."""
@@ -271,7 +285,7 @@ class Outbox:
             self.resent += 1
         message = slot.sent
         assert message is not None, key  # noqa: S101 - a slot without either is deleted
-        delay_s: float = min(MAX_RESEND_S, self._resend_s * 2**slot.tries)
+        delay_s: float = min(MAX_RESEND_S, self._resend_s * 2 ** min(slot.tries, 16))  # more tries in a day than fit
         slot.tries += 1
         self._in_flight[message.id] = key
         self._set_due(slot, message.id, now + delay_s)
@@ -280,6 +294,17 @@ class Outbox:
     def _set_due(self, slot: _Slot, message_id: str, due: float) -> None:
         slot.due = due
         heapq.heappush(self._deadlines, (due, next(self._order), message_id))
+
+
+def _is_of_another(slot: _Slot, message: Message) -> bool:
+    """Whether it deletes another object of the name than the newest of the slot."""
+    newest = slot.waiting[-1] if slot.waiting else slot.sent
+    return message.route.operation == _DELETE and newest is not None and _uid(newest) != _uid(message)
+
+
+def _is_again(before: Message | None, message: Message) -> bool:
+    """Whether this deletion has been put before."""
+    return before is not None and before.route.operation == _DELETE and _uid(before) == _uid(message)
 
 
 def _is_older(message: Message, before: Message) -> bool:

@@ -6,7 +6,7 @@ from typing import Final
 
 from cloudedge import Message, new_message
 
-__all__ = ["refusal"]
+__all__ = ["refusal", "turned_down"]
 
 _NO_ANSWER: Final = frozenset({"event"})
 """Types that nobody waits for an answer about (channel contract 5.4)."""
@@ -39,4 +39,20 @@ def refusal(message: Message) -> Message | None:
         resource=route.resource,
         parent=message.id,
         content=f"this cloud core does not serve {route.operation} {route.resource}",
+    )
+
+
+def turned_down(message: Message, why: str, *, parent: str) -> Message:
+    """Operation `error` for a message that is not passed on, whoever sent it. `parent`: its id, if that can be said.
+
+    What was wrong with it is not sent back. Without a parent nobody waits, and it goes to no module.
+    """
+    group = "user" if message.route.group == "user" else "resource"
+    return new_message(
+        source="cloudhub" if parent else "",
+        group=group if parent else "",
+        operation="error",
+        resource="",
+        parent=parent,
+        content=f"this cloud core turned it down: {why}",
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
 from cloudedge import Message
 from cloudedge.listening import Refusal
+from cloudedge.tls import NODE_NAME
 
 __all__ = ["MAX_ID", "node_of_upgrade", "wrong_with"]
 
-_NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-"""A Kubernetes object name (RFC 1123 subdomain), as node names are."""
 MAX_ID: Final = 128
 """Characters of a message id; they are 36."""
 _MAX_RESOURCE: Final = 1024
@@ -31,7 +29,7 @@ def node_of_upgrade(headers: Mapping[str, str]) -> str:
     """
     nodes = _all(headers, "node_id")
     node = nodes[0] if nodes else ""
-    if len(nodes) > 1 or not _NODE_NAME.fullmatch(node):
+    if len(nodes) > 1 or not NODE_NAME.fullmatch(node):
         raise Refusal(400, f"header node_id {', '.join(nodes)[:64]!r} is not a node name")
     uses = _all(headers, "ConnectionUse")
     if uses != ["msg"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
+from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
@@ -121,8 +122,9 @@ class DeviceController:
         )
         self.mirror = Mirror(client, self.devices, self.statuses, wanted=settings.mirror_twins, writers=writers)
         self._reports_welcome = False
-        self._early: deque[tuple[NodeLink, Message, DeviceReport]] = deque()
-        self._early_bytes = 0
+        self._early: dict[str, deque[tuple[NodeLink, Message, DeviceReport]]] = {}
+        """By node: reports that cannot be judged yet."""
+        self._early_count = self._early_bytes = 0
         self._named: set[tuple[str, str, Key]] = set()
         self.devices.subscribe(self._device_changed)
         self.models.subscribe(self._model_changed)
@@ -145,7 +147,8 @@ class DeviceController:
                 group.create_task(self.events.run(), name="write events")
                 group.create_task(self.queries.run(), name="answer questions")
                 self._reports_welcome = True
-                self._take_early()
+                for node in list(self._early):
+                    self._take_early(node)
         finally:
             self.writer.close()
             self.mirror.close()
@@ -156,6 +159,7 @@ class DeviceController:
     # Called by the hub.
 
     def node_connected(self, link: NodeLink, /) -> None:
+        self._pop_early(link.node)  # of the connection before; the node says it again
         self._links.connected(link)
         self.downstream.connected(link)
         self.queries.connected(link)
@@ -165,6 +169,7 @@ class DeviceController:
     def node_disconnected(self, link: NodeLink, /) -> None:
         self.downstream.disconnected(link)
         if self._links.disconnected(link):
+            self._pop_early(link.node)
             for key in self._index.of_node(link.node):
                 self.writer.note(key, delay_s=self._links.grace_left_s(link.node) + 0.01)
 
@@ -189,12 +194,23 @@ class DeviceController:
         self.downstream.acknowledged(link, message)
 
     def _keep_early(self, link: NodeLink, message: Message, report: DeviceReport) -> None:
-        self._early.append((link, message, report))
+        self._early.setdefault(link.node, deque()).append((link, message, report))
+        self._early_count += 1
         self._early_bytes += len(message.content)
-        while len(self._early) > MAX_EARLY or self._early_bytes > MAX_EARLY_BYTES:
-            _, dropped, _ = self._early.popleft()
+        while self._early_count > MAX_EARLY or self._early_bytes > MAX_EARLY_BYTES:
+            node, kept = next(iter(self._early.items()))
+            _, dropped, _ = kept.popleft()
+            if not kept:
+                del self._early[node]
+            self._early_count -= 1
             self._early_bytes -= len(dropped.content)
             self.counts["dropped: too early"] += 1
+
+    def _pop_early(self, node: str) -> Iterable[tuple[NodeLink, Message, DeviceReport]]:
+        kept = self._early.pop(node, ())
+        self._early_count -= len(kept)
+        self._early_bytes -= sum(len(message.content) for _, message, _ in kept)
+        return kept
 
     def _may_judge(self, link: NodeLink) -> bool:
         """Whether our caches are complete, and know what the node has: another replica may have told it of a device,
@@ -202,11 +218,10 @@ class DeviceController:
         """
         return self._reports_welcome and not self.downstream.is_behind(link)
 
-    def _take_early(self) -> None:
-        early, self._early, self._early_bytes = self._early, deque(), 0
-        for link, message, report in early:
-            if self._links.get(link.node) is not link:
-                continue  # the node says it again, to whom it is connected to
+    def _take_early(self, node: str) -> None:
+        if not self._reports_welcome:  # with thousands of nodes, going through it for nothing takes its time
+            return
+        for link, message, report in self._pop_early(node):
             if self._may_judge(link):
                 self._take_report(link, message, report)
             else:

@@ -66,12 +66,12 @@ class Downstream:
         declarations: Declarations,
         *,
         progress: Callable[[Kind], int] = lambda _: 2**64,
-        told: Callable[[], None] = lambda: None,
+        told: Callable[[str], None] = lambda _: None,
         records: NodeRecords | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """`progress`: up to which resourceVersion all objects of a kind are known here. `told` is called when a node
-        that asked has its answer.
+        """`progress`: up to which resourceVersion all objects of a kind are known here. `told` is called with a
+        node when it has been told everything.
         """
         self._count = (metrics or Metrics()).counter(
             "kubetwin_cloudcore_device_objects_total",
@@ -254,7 +254,7 @@ class Downstream:
             "lacked them" if view.inventory is not None else "does not say what it has",
         )
         view.inventory = None if view.inventory is None else {}
-        self._told()
+        self._told(node)
 
     def _delete_others(self, view: View) -> None:
         """What the node says it has, and should not. What it should have and cannot be sent now, it keeps."""

@@ -19,7 +19,18 @@ from cloudcore.edgecontroller.graph import Reference, read_pod
 from cloudcore.edgecontroller.kinds import CONFIG_MAPS, NODES, PODS, SECRETS
 from cloudcore.edgecontroller.messages import SOURCE, Operation, gone, object_message
 from cloudcore.edgecontroller.objects import Objects, node_print
-from cloudcore.kube import Key, KeyedQueue, Kind, KubeClient, KubeError, NotFound, Object, identity, resource_version
+from cloudcore.kube import (
+    Key,
+    KeyedQueue,
+    Kind,
+    KubeClient,
+    KubeError,
+    NotFound,
+    Object,
+    identity,
+    resource_version,
+    spec_of,
+)
 from cloudedge import Message
 
 __all__ = ["Downstream", "NoRecords", "Record", "Records"]
@@ -32,6 +43,8 @@ RECORD_S: Final = 5.0
 RECORD_REST_S: Final = 60.0
 """After a record that could not be made in time, no other is waited for."""
 RETRY_S: Final = 2.0
+MAX_WITHDRAWN: Final = 1024
+"""Objects that a node was told to delete, until it is looked which of them have a record still."""
 _KINDS: Final = ("Node", "Pod", "ConfigMap", "Secret")
 _BY_TYPE: Final = {kind.kind.lower(): kind for kind in (NODES, PODS, CONFIG_MAPS, SECRETS)}
 
@@ -144,7 +157,10 @@ class Downstream:
 
     def _recall(self, node: str, view: _View) -> None:
         """What the records say that the node has, as far as it was not told of it."""
-        for record in self._records.known(node, _KINDS):
+        records = self._records.known(node, _KINDS)
+        if view.withdrawn:  # one that has no record any more is not recalled, and pods come and go for ever
+            view.withdrawn &= {record.uid for record in records}
+        for record in records:
             at = (record.kind, Key(record.namespace, record.name))
             if at not in view.told and record.uid not in view.withdrawn:
                 view.had[at] = record.uid
@@ -162,7 +178,7 @@ class Downstream:
     @property
     def told_nodes(self) -> Collection[str]:
         """Nodes that were told of everything once."""
-        return list(self._views) if self._objects.ready.is_set() and not len(self._due) else ()
+        return list(self._views) if self._objects.ready.is_set() and not self._due.waiting else ()
 
     def reconcile(self, node: str) -> tuple[int, int]:
         """Send what the node lacks by the caches: how many objects, and how many of these are deletions."""
@@ -175,6 +191,8 @@ class Downstream:
             kind = _BY_TYPE[due.kind]
             at = (kind.kind, due.key)
             wanted = self._wanted(due, kind)
+            if due in self._due:  # its turn comes, or it is tried again
+                continue
             if self._is_decided(due, kind) and (view.told.get(at) != wanted or at in view.had):
                 self._due.add(due)
                 sent, deleted = sent + 1, deleted + (wanted is None)
@@ -270,6 +288,8 @@ class Downstream:
         uid = told.uid if told is not None else view.had.pop(at, "")
         if uid:
             view.withdrawn.add(uid)
+            if len(view.withdrawn) > MAX_WITHDRAWN:  # where nobody compares
+                self._recall(view.link.node, view)
             view.link.put_object(gone(kind, key, uid))
 
     def _is_decided(self, due: _Due, kind: Kind) -> bool:
@@ -299,6 +319,8 @@ class Downstream:
             obj = await self._client.get(kind, due.key)
         except NotFound:
             return None
+        if kind is PODS and spec_of(obj).get("nodeName") != due.node:
+            return None  # its successor, on another node, and the watch has not said so yet
         (obj.get("metadata") or {}).pop("managedFields", None)
         state = _State(identity(obj), _print_of(kind, obj))
         return _Sendable(state, resource_version(obj), Raw(msgspec.json.encode(obj)))

@@ -53,7 +53,9 @@ async def patch_pod(desk: Desk, request: Request) -> Message:
     patch = request.body()
     with desk.checking(request):
         patch = narrow_patch(f"pod {request.key}", patch, metadata=frozenset({"uid"}))
-    await _check_bound(desk, request, request.key)
+    known = await _bound_uid(desk, request, request.key)
+    metadata = {"uid": known} | mapping(patch.get("metadata"))  # else it may meet a successor on another node
+    patch = {**patch, "metadata": metadata}
     pod = await desk.client.patch(PODS, request.key, patch, subresource="status", strategic=True)
     return outcome(request.message, pod, versioned=True)
 
@@ -62,8 +64,8 @@ async def delete_pod(desk: Desk, request: Request) -> Message:
     """The node has ended it. With DeleteOptions, or from older edge cores the UID alone, which means at once."""
     uid, grace_s = _deletion(request)
     try:
-        await _check_bound(desk, request, request.key)
-        await desk.client.delete(PODS, request.key, uid=uid, grace_s=grace_s)
+        known = await _bound_uid(desk, request, request.key, uid=uid)
+        await desk.client.delete(PODS, request.key, uid=uid or known, grace_s=grace_s)
     except NotFound:
         pass
     except Conflict:
@@ -89,17 +91,21 @@ def _deletion(request: Request) -> tuple[str, int | None]:
     return (uid if isinstance(uid, str) else "")[:128], grace if valid else None
 
 
-async def _check_bound(desk: Desk, request: Request, key: Key) -> None:
-    """Pods the cache does not have as this node's are asked for: a node may be ahead of it.
+async def _bound_uid(desk: Desk, request: Request, key: Key, *, uid: str = "") -> str:
+    """Of the pod of that name that is bound to the node; what is done to it is done to that one alone, for by now its
+    name may be another's. Pods the cache does not have as this node's are asked for: a node may be ahead of it.
 
     Raises:
         NotFound: There is no such pod.
         Refused: It is bound to another node.
     """
-    if desk.graph.pod(request.node, key) is None:
-        pod = await desk.client.get(PODS, key)
-        with desk.checking(request):
-            check_pod(request.node, key, pod)
+    known = desk.graph.pod(request.node, key)
+    if known is not None and uid in ("", known.uid):
+        return known.uid
+    pod = await desk.client.get(PODS, key)
+    with desk.checking(request):
+        check_pod(request.node, key, pod)
+    return identity(pod)
 
 
 async def update_pod_statuses(desk: Desk, request: Request) -> Message:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
@@ -92,6 +94,8 @@ class Requests:
         self._link_of = link_of
         self._clock = clock or asyncio.get_running_loop().time
         self._lanes: Lanes[Request] = Lanes(self._serve, size_of=lambda request: request.message.size)
+        self._orders: WeakValueDictionary[tuple[str, str, Key], asyncio.Lock] = WeakValueDictionary()
+        """By node and object: what a node writes of one object is written in the order it was sent."""
         self._named: set[tuple[str, int]] = set()
         self._counter = metrics.counter(
             "kubetwin_cloudcore_edge_requests_total", "Requests of nodes, by what came of them.", "type", "outcome"
@@ -152,7 +156,9 @@ class Requests:
             self._counter.add(type_, "stale")
             return
         verb = _CA_VERB if message.route.resource == _CA else _VERBS[type_, message.route.operation]
-        outcome, answer = await self._answer(verb, request)
+        order = self._orders.setdefault((request.node, type_.removesuffix("patch"), request.key), asyncio.Lock())
+        async with order if message.route.operation != "query" else contextlib.nullcontext():
+            outcome, answer = await self._answer(verb, request)
         self._counter.add(type_, outcome)
         if answer is not None and not verb.silent:
             # The node may have come back meanwhile, and still waits for it.

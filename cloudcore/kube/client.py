@@ -17,12 +17,14 @@ from typing import Any, Final, Self
 import aiohttp
 import msgspec
 from kubernetes.aio.client.rest import RESTClientObject
+from kubernetes.aio.config import ConfigException
 from msgspec import Struct
 
 from cloudcore.kube.config import load_configuration
 from cloudcore.kube.errors import Unauthorized, Unavailable, error_for
 from cloudcore.kube.objects import Key, Kind, Object
 from cloudcore.kube.stream import EventStream
+from cloudedge.errors import without_frames
 
 __all__ = ["EVERYTHING", "KubeClient", "Page", "Scope"]
 
@@ -220,9 +222,11 @@ class KubeClient:
         try:
             answer = _decoder.decode(await response.read())
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"{what}: connection lost in the answer: {_text(error)}") from error
+            raise Unavailable(f"{what}: connection lost in the answer: {_text(error)}") from without_frames(error)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Unavailable(f"{what}: the answer is not JSON: {error}") from error
+        except RecursionError as error:
+            raise Unavailable(f"{what}: the answer is nested too deeply: is one of these objects?") from error
         finally:
             response.release()
         if not isinstance(answer, dict):
@@ -243,8 +247,7 @@ class KubeClient:
     ) -> aiohttp.ClientResponse:
         """The response once its status is a success; its body is still to be read, and it to be released."""
         headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": "kubetwin-cloudcore"}
-        token = await self._configuration.get_api_key_with_prefix("BearerToken")
-        if token:
+        if token := await self._bearer(what):
             headers["Authorization"] = token
         url = str(self._configuration.host) + urllib.parse.quote(path)
         if query:
@@ -256,7 +259,8 @@ class KubeClient:
                 return response
             problem = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"{what}: {self._configuration.host} does not answer: {_text(error)}") from error
+            silence = f"{what}: {self._configuration.host} does not answer: {_text(error)}"
+            raise Unavailable(silence) from without_frames(error)
         response.release()
         failure = error_for(response.status, problem, what=what, retry_after=response.headers.get("Retry-After"))
         if isinstance(failure, Unauthorized):
@@ -265,6 +269,15 @@ class KubeClient:
             raise failure
         finally:
             del failure  # or it and its traceback hold one another, and the answer, until there is a garbage collection
+
+    async def _bearer(self, what: str) -> str:
+        """In a pod the library reads the token's file anew every minute. That may fail for a moment, as everything does
+        that needs a file descriptor when nodes have taken all.
+        """
+        try:
+            return await self._configuration.get_api_key_with_prefix("BearerToken") or ""
+        except (OSError, ConfigException) as error:
+            raise Unavailable(f"{what}: the token for {self.server} cannot be read: {_text(error)}") from error
 
     async def _reload_credentials(self) -> None:
         """A token file, or the kubeconfig itself, may have been replaced while we ran."""

@@ -52,6 +52,10 @@ class KeyedQueue(Generic[K]):
         if when is not None:
             self._schedule(key, when, now=when <= self._loop.time())
 
+    def __contains__(self, key: K) -> bool:
+        """Whether it is waiting or being worked on."""
+        return key in self._due or key in self._is_ready or key in self._running
+
     def __len__(self) -> int:
         """Keys that are waiting or being worked on."""
         return len(self._due) + len(self._is_ready) + len(self._running)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from cloudcore.kube.errors import Unavailable, error_for
+from cloudedge.errors import without_frames
 
 __all__ = ["Event", "EventStream"]
 
@@ -51,7 +52,8 @@ class EventStream:
             try:
                 chunk = await self._response.content.readany()
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
-                raise Unavailable(f"{self._what}: connection lost: {error or type(error).__name__}") from error
+                problem = f"{self._what}: connection lost: {error or type(error).__name__}"
+                raise Unavailable(problem) from without_frames(error)
             if not chunk:
                 return None
             *whole, rest = chunk.split(b"\n")
@@ -69,6 +71,8 @@ class EventStream:
             event = _decoder.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Unavailable(f"{self._what}: not an event: {error}") from error
+        except RecursionError as error:
+            raise Unavailable(f"{self._what}: an object is nested too deeply: {line[:256]!r}") from error
         if event.type == "ERROR":
             raise error_for(0, msgspec.json.encode(event.object), what=self._what)
         return event

@@ -150,8 +150,10 @@ class OwnLease:
                 self._stored = await self._client.get(LEASES, self._key)
             except NotFound:
                 self._stored = None
-        renewal = micro_time()
-        self._sent.setdefault(renewal, clock())
+        renewal, now = micro_time(), clock()
+        # Those that are older than the Lease make nothing good any more, and the API may be away for days.
+        self._sent = {sent: at for sent, at in self._sent.items() if now - at < self._lease_s}
+        self._sent.setdefault(renewal, now)
         self._settled.clear()
         wanted = replica_lease(
             self._replica,

@@ -28,6 +28,7 @@ from cloudcore.kube import (
     resource_version,
 )
 from cloudcore.replicas import leases
+from cloudcore.replicas.gauges import show
 from cloudcore.replicas.leases import LEADER, LEASES
 from cloudcore.replicas.own import OwnLease, clock
 from cloudcore.replicas.pace import Pace
@@ -91,32 +92,13 @@ class Replicas:
         self._failures = metrics.counter(
             "kubetwin_cloudcore_lease_write_failures_total", "Writes of node and leader Leases that failed."
         )
-        metrics.gauge(
-            "kubetwin_cloudcore_owned_nodes",
-            "Nodes whose owner this replica is.",
-            read=lambda: {(): float(self.status().owned)},
-        )
-        metrics.gauge(
-            "kubetwin_cloudcore_leader",
-            "1 where this replica leads, else 0.",
-            read=lambda: {(): float(self.is_leader())},
-        )
-        metrics.gauge(
-            "kubetwin_cloudcore_replicas",
-            "Replicas of the cloud core that live, this one included.",
-            read=lambda: {(): float(len(self.status().replicas))},
-        )
-        metrics.gauge(
-            "kubetwin_cloudcore_replica_valid",
-            "1 while this replica may write to the API, else 0.",
-            read=lambda: {(): float(self._own.valid)},
-        )
+        show(metrics, self.status)
 
     def subscribe(
         self, *, lost: Callable[[str, str], None] | None = None, changed: Callable[[str | None], None] | None = None
     ) -> None:
-        """`lost(node, by)`: another replica has a newer connection of a node. `changed(node)`: who writes for the node
-        may be another now; None: for any node.
+        """`lost(node, by)`: another replica has a newer connection of a node, or, if `by` is empty, nobody owns it any
+        more. `changed(node)`: who writes for the node may be another now; None: for any node.
         """
         if lost is not None:
             self._lost.append(lost)
@@ -147,6 +129,7 @@ class Replicas:
         return ReplicaStatus(
             name=self.name,
             valid=valid,
+            leads=self.is_leader(),
             leader=self._leader if self._leader == self.name or self._leader in self._alive else "",
             owned=sum(holder == self.name for holder in self._holders.values()),
             replicas=tuple(sorted({*self._alive, *((self.name,) if valid else ())})),
@@ -163,7 +146,6 @@ class Replicas:
 
     async def acquire(self, node: str, /) -> None:
         """Returns when this replica owns the node: at once, or when the API server answers again."""
-        self._served.discard(node)
         self._wanted[node] += 1
         try:
             await self._acquire(node)
@@ -204,6 +186,11 @@ class Replicas:
         here = self._served | self._wanted.keys()
         return [node for node in self._holders if node not in here and self.writes_for(node)]
 
+    def is_elsewhere(self, node: str) -> bool:
+        """Whether another replica looks after it."""
+        holder = self._holders.get(node, "")
+        return holder != self.name and holder in self._alive
+
     async def forget_node(self, node: str) -> None:
         """There is no such node any more, so there need be no Lease. Nothing is done where it has come back meanwhile.
 
@@ -221,7 +208,8 @@ class Replicas:
         except (NotFound, Conflict):  # what became of it, the watch says
             pass
         except KubeError:
-            self._holders.setdefault(node, leases.holder_of(lease))
+            if (lease := self._leases.get(leases.node_key(node))) is not None:  # it may be gone, and the answer lost
+                self._holders.setdefault(node, leases.holder_of(lease))
             raise
 
     async def run(self) -> None:
@@ -356,11 +344,15 @@ class Replicas:
             late = clock() - self._settings.lease_s
             for replica in [r for r in self._alive if self._seen_at.get(r, late) <= late]:
                 self._died(replica, f"has not renewed its Lease for {self._settings.lease_s:g} s")
-            # A connection may have come to be between two looks at who owns its node.
-            for node in [n for n in self._served if self._holders.get(n, self.name) != self.name]:
-                self._tell_lost(node, self._holders[node])
+            # A connection may have come to be between two looks at who owns its node; a Lease may be deleted by hand.
+            lost = [n for n in self._served if self._holders.get(n) != self.name and n not in self._wanted]
+            for node in lost:
+                self._tell_lost(node, self._holders.get(node, ""))
             if self._leader != self.name and self._leader not in self._alive:
                 await self._lead()
+            gone = clock() - self._settings.forget_s
+            for replica in [r for r, at in self._seen_at.items() if at <= gone and self.is_leader()]:
+                await self._bury(replica)
 
     async def _lead(self) -> None:
         try:
@@ -376,6 +368,21 @@ class Replicas:
                 self._quiet()
         except (Conflict, AlreadyExists):
             pass  # another one was faster
+        except (KubeError, TimeoutError) as error:
+            self._note(error)
+
+    async def _bury(self, replica: str) -> None:
+        """Remove the Lease of a replica that has died for good."""
+        self._seen_at[replica] = clock()  # if it cannot be removed now, not every moment again
+        lease = self._leases.get(key := leases.replica_key(replica))
+        if lease is None:
+            return
+        try:
+            async with asyncio.timeout(self._settings.renew_s):
+                await self._client.delete(LEASES, key, uid=identity(lease), version=resource_version(lease))
+            logger.info("the Lease of replica %s, which is gone, is removed", replica)
+        except (NotFound, Conflict):  # what became of it, the watch says
+            pass
         except (KubeError, TimeoutError) as error:
             self._note(error)
 

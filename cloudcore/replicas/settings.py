@@ -23,6 +23,8 @@ class ReplicaSettings(Struct, frozen=True):
     """A replica that was not seen to renew its Lease for so long is dead."""
     look_s: float = 0.5
     """How often it is looked at who has died."""
+    forget_s: float = 3600.0
+    """A Lease of a replica that was not renewed for so long is removed: names of pods do not come back."""
 
 
 class ReplicaStatus(Struct, frozen=True):
@@ -33,6 +35,8 @@ class ReplicaStatus(Struct, frozen=True):
     """Whether it may write: its Lease is fresh, and it knows what others have taken over."""
     leader: str
     """Who leads, as far as is known here; empty: nobody."""
+    leads: bool
+    """Whether it is this one, and it may write."""
     owned: int
     """Nodes whose owner this replica is, connected or not."""
     replicas: tuple[str, ...]

@@ -44,6 +44,9 @@ class Owners(Protocol):
     def absent_nodes(self) -> Collection[str]:
         """Nodes that are remembered, not connected, and this replica's to forget."""
 
+    def is_elsewhere(self, node: str, /) -> bool:
+        """Whether another replica looks after it, connected or not."""
+
     async def forget_node(self, node: str, /) -> None:
         """There is no such node any more.
 
@@ -127,7 +130,11 @@ class SyncController:
 
     async def _collect_now(self) -> None:
         recorded = set(self._records.nodes()) if self._is_leader() and self._records.synced else set()
-        owned = set(self._owners.absent_nodes()) if self._owners is not None else set()
+        owned: set[str] = set()
+        if self._owners is not None:
+            owned = set(self._owners.absent_nodes())
+            # A node whose edge core does not register it has no Node object, and may be connected all the same.
+            recorded = {node for node in recorded if not self._owners.is_elsewhere(node)}
         here = {node for sender in self._senders for node in sender.told_nodes}
         absent = {n for n in recorded | owned if n not in here and self._nodes.get(Key("", n)) is None}
         self._absent = {node: self._absent.get(node, 0) + 1 for node in absent}

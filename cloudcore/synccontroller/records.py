@@ -142,6 +142,9 @@ class Records:
             try:
                 await self._make(record)
                 return
+            except Invalid as error:  # such as a name too long: there never will be one, so nobody is to wait for it
+                logger.debug("record %s: %s; doing without", record_key(record), error)
+                return
             except KubeError as error:
                 logger.debug("record %s: %s; trying on", record_key(record), error)
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter

@@ -1,6 +1,7 @@
 """What a hostile or broken client can do to the hub: nothing but end its own connection, and be counted."""
 
 import asyncio
+import json
 import logging
 import socket
 import ssl
@@ -72,12 +73,15 @@ def envelope(content: bytes, **more: str) -> bytes:
         b'"\xff\xff',
     ),
 )
-async def test_what_is_no_envelope_is_dropped_and_counted(
+async def test_what_is_no_envelope_is_dropped_answered_and_counted(
     cloud: Cloud, caplog: pytest.LogCaptureFixture, frame: bytes
 ) -> None:
     async with cloud.edge() as edge:
         write(edge.connection, frame)
         await still_serves(edge)
+        (answer,) = [m for m in edge.received if m.route.operation == "error"]
+        assert answer.data(str).startswith("message dropped: not an envelope")
+        assert (answer.route.source, answer.route.group, answer.header.parent_msg_id) == ("", "", "")
     assert cloud.hub.listener is not None
     assert cloud.hub.listener.traffic.malformed == 1
     assert not [r for r in caplog.records if r.exc_info]
@@ -110,6 +114,43 @@ async def test_envelopes_that_make_no_sense_end_nothing(
     assert all(len(r.getMessage()) < 3000 for r in caplog.records)
 
 
+async def test_what_is_turned_down_is_answered_unless_it_is_an_answer(cloud: Cloud) -> None:
+    async with cloud.edge() as edge:
+        for route in (
+            {"source": "edged", "group": "meta", "operation": "query", "resource": "default/../x"},
+            {"source": "edged", "group": "meta", "operation": "patch", "resource": "node/edge-2/null/nodepatch/edge-2"},
+            {"source": "bus", "group": "user", "operation": "upload", "resource": "x" * 70_000},
+            {"source": "edgecontroller", "group": "resource", "operation": "update", "resource": "a/b/c"},
+        ):
+            answer = await edge.answer(await edge.send(**route))
+            assert answer.route.operation == "error"
+            assert answer.route.group == ("user" if route["group"] == "user" else "resource")
+            assert "turned it down" in answer.data(str)
+        answers = [
+            await edge.send(source=source, group="resource", operation=operation, resource="a/../c")
+            for operation in ("response", "error")
+            for source in ("edgecontroller", "x")
+        ]
+        await still_serves(edge)
+        assert not [answer for message in answers for answer in edge.answers(message)]
+
+
+async def test_who_shows_the_certificate_of_another_node_is_audited(
+    cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        stranger = await cloud.dial("edge-1", certificate="edge-2")
+        await asyncio.wait_for(stranger.wait_closed(), 5)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "cloudcore.audit"]
+    assert json.loads(line) == {
+        "refused": "connection: certificate",
+        "node": "edge-2",
+        "resource": "",
+        "operation": "connect",
+        "detail": "the certificate is node edge-2's, not node edge-1's",
+    }
+
+
 @pytest.mark.parametrize("pieces", (1, 40), ids=("a frame", "fragments"))
 async def test_a_message_over_the_cap_ends_the_connection_with_a_reason(
     small: Cloud, caplog: pytest.LogCaptureFixture, pieces: int
@@ -128,6 +169,21 @@ async def test_a_message_over_the_cap_ends_the_connection_with_a_reason(
         assert small.hub.listener.traffic.too_big == 1
         assert small.hub.nodes == {"edge-2"}
     assert not [r for r in caplog.records if r.exc_info or r.levelno >= logging.ERROR]
+
+
+async def test_why_a_frame_ended_the_connection_is_logged_though_the_node_says_no_goodbye(
+    small: Cloud, certs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with raw_tls(small, certs) as (reader, writer):
+        writer.write(
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nnode_id: edge-1\r\nConnectionUse: msg\r\n\r\n"
+        )
+        await until(lambda: small.hub.nodes == {"edge-1"})
+        writer.write(b"\x81\xff" + (2**20).to_bytes(8, "big") + b"mask")
+        await asyncio.wait_for(reader.read(), 5)
+    await until(lambda: [m for m in caplog.messages if "edge-1 disconnected" in m and "1048576 > 65536" in m])
 
 
 async def test_fragments_out_of_order_end_the_connection(small: Cloud) -> None:
@@ -264,6 +320,7 @@ async def test_tls_that_is_broken_off_or_corrupted_prints_no_traceback(
         assert isinstance(ended, OSError) or ended == b""
         writer.close()
         await until(lambda: small.hub.listener and small.hub.listener.refused["no TLS"] == 2)
+        assert [m for m in caplog.messages if m.endswith("was not taken, no TLS: HTTP_REQUEST")]
         async with small.edge() as edge:
             assert edge.connection._transport is not None
             fd = edge.connection._transport.underlying_transport.get_extra_info("socket").fileno()

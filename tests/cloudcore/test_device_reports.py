@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from cloudcore.devicecontroller import ControllerSettings
+from cloudcore.devicecontroller import ControllerSettings, DeviceController, controller
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES
 from cloudcore.kube import Key
-from cloudedge import Message
+from cloudedge import Message, new_message
 from cloudedge.message import now_ms
+from cloudedge.resources import twin_resource
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.support import (
     Cloud,
@@ -339,3 +340,45 @@ async def test_statuses_without_a_difference_let_others_work(kube: Kubernetes, c
         await asyncio.sleep(0)
         most_at_once = max(most_at_once, len(answered) - before)
     assert most_at_once <= 32  # one a worker
+
+
+async def test_reports_that_wait_for_the_caches_cost_their_own_node_alone(
+    kube: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "MAX_EARLY", 30)
+    device_controller = DeviceController(kube)
+    nodes = [Node(f"edge-{number}") for number in range(20)]
+    for node in nodes:
+        device_controller.node_connected(node)
+        said = [("get", "membership/detail"), *(("update", twin_resource("default", name)) for name in ("a", "b"))]
+        for operation, resource in said:
+            message = new_message(source="twin", group="resource", operation=operation, resource=resource, content={})
+            device_controller.take(node, message)
+    assert device_controller.counts["dropped: too early"] == 10
+    judged: list[str] = []
+    monkeypatch.setattr(device_controller, "_may_judge", lambda link: judged.append(link.node))
+    device_controller.downstream.caches_complete()  # with thousands of nodes, each must not look at all others' again
+    assert len(judged) <= 40
+    device_controller.node_disconnected(nodes[19])
+    device_controller.node_connected(Node("edge-18"))
+    monkeypatch.undo()
+    running = asyncio.create_task(device_controller.run())
+    try:
+        await until(lambda: not device_controller._early)
+        assert (device_controller._early_count, device_controller._early_bytes) == (0, 0)
+        answered = {node.node: [m for m in node.posted if m.header.parent_msg_id and m.is_ok] for node in nodes}
+        # The membership, and reports that will never be written; where the node has gone it says them again.
+        assert [len(answered[f"edge-{number}"]) for number in (0, 4, 5, 17, 18, 19)] == [1, 1, 3, 3, 1, 1]
+    finally:
+        running.cancel()
+
+
+class Node:
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.posted: list[Message] = []
+
+    def post(self, message: Message) -> None:
+        self.posted.append(message)
+
+    def put_object(self, message: Message) -> None: ...

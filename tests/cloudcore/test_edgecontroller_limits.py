@@ -10,11 +10,11 @@ import pytest
 
 from cloudcore.edgecontroller import downstream
 from cloudcore.edgecontroller.downstream import NoRecords
-from cloudcore.edgecontroller.kinds import SECRETS
+from cloudcore.edgecontroller.kinds import PODS, SECRETS
 from cloudcore.edgecontroller.lanes import AT_ONCE, Lanes
-from cloudcore.kube import Key, Kind, Object, Unavailable
+from cloudcore.kube import Forbidden, Key, Kind, Object, Unavailable
 from cloudedge import reply
-from tests.cloudcore.edge_world import ask, edge_cloud, furnish, said, text
+from tests.cloudcore.edge_world import ask, edge_cloud, furnish, pod, said, text
 from tests.cloudcore.support import Edge, Kubernetes, until
 
 
@@ -140,3 +140,47 @@ async def test_records_that_cannot_be_made_hold_nothing_up(
     await furnish(kube)
     async with edge_cloud(kube, certs, records=StuckRecords()) as cloud, cloud.edge(ask=False) as edge:
         await until(lambda: len({m.route.resource for m in edge.received if m.route.group == "resource"}) == 4)
+
+
+async def test_one_object_that_cannot_be_read_does_not_stop_the_comparison(
+    kube: Kubernetes, certs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await furnish(kube)
+    asked = asyncio.Event()
+    get = Kubernetes.get
+
+    async def refused(client: Kubernetes, kind: Kind, key: Key) -> Object:
+        if kind is SECRETS:
+            asked.set()
+            raise Forbidden("the role lacks a rule")
+        return await get(client, kind, key)
+
+    monkeypatch.setattr(Kubernetes, "get", refused)
+    async with edge_cloud(kube, certs) as cloud, cloud.edge(ask=False):
+        controller = cloud.edge_controller.downstream
+        await asked.wait()
+        told = ("Pod", Key("default", "p1"))
+        await until(lambda: told in controller._views["edge-1"].told)
+        await until(lambda: list(controller.told_nodes) == ["edge-1"])
+        controller._views["edge-1"].told.pop(told)
+        assert controller.reconcile("edge-1") == (1, 0), "and what is tried again is not counted"
+        await until(lambda: told in controller._views["edge-1"].told)
+
+
+async def test_nothing_is_kept_of_pods_that_come_and_go(
+    kube: Kubernetes, certs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downstream, "MAX_WITHDRAWN", 3)
+    await furnish(kube)
+    async with edge_cloud(kube, certs) as cloud, cloud.edge(ask=False) as edge:
+
+        def told(operation: str, name: str) -> bool:
+            about = (operation, f"default/pod/{name}")
+            return any((m.route.operation, m.route.resource) == about for m in edge.received)
+
+        for name in [f"job-{number}" for number in range(8)]:
+            await kube.create(PODS, pod(name))
+            await until(partial(told, "insert", name))
+            await kube.delete(PODS, Key("default", name))
+            await until(partial(told, "delete", name))
+        assert len(cloud.edge_controller.downstream._views["edge-1"].withdrawn) <= 3

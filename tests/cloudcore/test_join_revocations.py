@@ -109,6 +109,7 @@ async def test_who_is_revoked_is_ended_at_once_and_nobody_else(
             ssl_context=cloud.joining.hub_context(),
             devices=controller,
             admission=cloud.joining.admission,
+            audit=cloud.audit,
         )
         cloud.joining.changed = hub.end_refused
         serving = asyncio.create_task(hub.run())
@@ -125,6 +126,10 @@ async def test_who_is_revoked_is_ended_at_once_and_nobody_else(
             again = await dial(cloud, hub.port, "edge-1", tmp_path)
             with pytest.raises(ConnectionLost, match="revoked"):
                 await again.receive()
+            assert sorted(set(cloud.audit.reasons)) == [
+                "connection: not admitted: node edge-1 is revoked",
+                "connection: not admitted: this certificate is revoked",
+            ]
             await revoke(kube, "edge-2")
             await until(lambda: cloud.joining.revocations.current.nodes == {"edge-2"})
             back = await dial(cloud, hub.port, "edge-1", tmp_path)

@@ -1,11 +1,17 @@
 """The API client: errors by what to do next, credentials that change, where the server is."""
 
 import asyncio
+import datetime
+import gc
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from aiohttp import web
+from kubernetes.aio.config.incluster_config import InClusterConfigLoader
 
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, STATUSES
 from cloudcore.kube import (
@@ -26,6 +32,7 @@ from cloudcore.kube import (
 from cloudcore.kube.client import _TokenBucket
 from cloudcore.kube.errors import error_for
 from kubetwin.apiserver import ApiServer
+from tests.cloudcore.list_watch_server import KIND as THINGS
 from tests.cloudcore.support import Kubernetes, device, model
 
 
@@ -115,3 +122,100 @@ async def test_requests_are_limited_after_the_burst() -> None:
     assert time.monotonic() - start < 0.04
     await asyncio.gather(*(bucket.take() for _ in range(10)))
     assert 0.08 <= time.monotonic() - start < 2
+
+
+async def test_a_pod_whose_token_cannot_be_read_tries_again(tmp_path: Path) -> None:
+    token, seen = tmp_path / "token", []
+    token.write_text("one")
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return web.json_response({"items": []})
+
+    async with serving(answer) as url, await KubeClient.open(master=url) as client:
+        loader = InClusterConfigLoader(token_filename=str(token), cert_filename="")
+        loader.host, loader.ssl_ca_cert = url, None
+        loader._token_refresh_period = datetime.timedelta(0)
+        loader._read_token_file()
+        loader._set_config(client._configuration)
+        await client.list_page(THINGS)
+        for spoil in (token.unlink, token.touch):  # as with no file descriptor left, and in the middle of a write
+            spoil()
+            with pytest.raises(Unavailable, match="list things: the token for"):
+                await client.list_page(THINGS)
+        token.write_text("two")
+        await client.list_page(THINGS)
+    assert seen == ["bearer one", "bearer two"]
+
+
+async def test_what_is_nested_too_deeply_is_an_answer_that_cannot_be_used() -> None:
+    deep = '{"metadata":{"name":"deep"},"spec":' + '{"a":' * 2000 + "1" + "}" * 2001
+
+    async def answer(request: web.Request) -> web.Response:
+        watch = '{"type":"ADDED","object":' + deep + "}\n"
+        return web.Response(text=watch if "watch" in request.query else '{"items":[' + deep + "]}")
+
+    async with serving(answer) as url, await KubeClient.open(master=url) as client:
+        with pytest.raises(Unavailable, match="list things: the answer is nested too deeply"):
+            await client.list_page(THINGS)
+        async with await client.watch(THINGS, resource_version="1", timeout_s=5, read_timeout_s=5.0) as stream:
+            with pytest.raises(Unavailable, match=r'watch things: an object is nested too deeply.*"name":"deep"'):
+                await stream.next()
+
+
+@asynccontextmanager
+async def serving(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """A server that gives this answer to who lists or watches things."""
+    app = web.Application()
+    app.router.add_get(THINGS.path(), answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("way", ("silent", "closing", "refusing"))
+async def test_requests_that_fail_leave_nothing_to_a_garbage_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Each would hold the 256 KiB of its TLS buffers, and garbage is collected by how many objects there are."""
+    monkeypatch.setattr("cloudcore.kube.client._CONNECT_TIMEOUT_S", 0.1)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if way == "silent":
+            await reader.read(-1)
+        writer.close()
+
+    def held() -> int:
+        return sum(type(one).__name__ in ("SSLProtocol", "ClientRequest") for one in gc.get_objects())
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    if way == "refusing":
+        server.close()
+    file = tmp_path / "kubeconfig"
+    config = {
+        "clusters": [
+            {"name": "c", "cluster": {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True}}
+        ],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    file.write_text(yaml.safe_dump(config))
+    async with await KubeClient.open(kubeconfig=str(file)) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            before = held()
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    await client.get(DEVICES, Key("default", "boiler-1"))
+            await asyncio.sleep(0)  # what was cancelled ends
+            assert held() == before
+        finally:
+            gc.enable()
+            server.close()

@@ -176,6 +176,9 @@ def versioned(version: str, uid: str = "u", operation: str = "update") -> Messag
         ([("7", "u", "delete")], versioned("3", uid="v"), ["7", "3"]),  # the deletion first
         ([("7", "u", "delete"), ("8", "v")], versioned("9", uid="v"), ["7", "9"]),
         ([("7", "u", "delete"), ("8", "v"), ("9", "v", "delete")], versioned("11", uid="w"), ["7", "11"]),
+        ([("8", "v")], versioned("7", operation="delete"), ["7", "8"]),  # late: its successor waits already
+        ([("7", "u", "delete"), ("8", "v")], versioned("7", operation="delete"), ["7", "8"]),
+        ([("9", "v", "delete")], versioned("7", operation="delete"), ["7", "9"]),
         (["x"], versioned("y"), ["y"]),
     ),
 )
@@ -190,6 +193,18 @@ def test_what_waits_for_an_object(waiting: list[Any], put: Message, left: list[s
         assert outbox.acknowledge(message.id, 0.0)
     assert sent == left
     assert outbox.held_bytes == 0
+
+
+def test_a_deletion_that_is_repeated_does_not_take_the_successor_with_it() -> None:
+    outbox = Outbox()
+    outbox.put_object(deletion := versioned("7", operation="delete"))
+    assert outbox.next(0.0) is deletion
+    outbox.put_object(successor := versioned("8", uid="v"))
+    outbox.put_object(versioned("7", operation="delete"))  # an edge core that reports the pod it is just ending
+    assert outbox.acknowledge(deletion.id, 0.0)
+    assert outbox.next(0.0) is successor
+    assert outbox.acknowledge(successor.id, 0.0)
+    assert (outbox.next(0.0), outbox.superseded, outbox.held_bytes) == (None, 1, 0)
 
 
 def test_an_object_in_flight_is_not_overtaken_by_an_older_version() -> None:
@@ -218,3 +233,15 @@ def test_model_stays_before_the_device_that_was_put_again() -> None:
     outbox.put_object(about("default/device/a"))
     sent = [outbox.next(0.0), outbox.next(0.0)]
     assert [m.route.resource for m in sent if m] == ["default/devicemodel/m", "default/device/a"]
+
+
+def test_a_message_that_nobody_acknowledges_is_sent_for_days() -> None:
+    outbox, now, sent = Outbox(), 0.0, 0
+    outbox.put_object(about("default/device/a"))
+    while now < 3 * 86_400:
+        while outbox.next(now) is not None:
+            sent += 1
+        wait_s = outbox.wait_s(now)
+        assert wait_s is not None
+        now += wait_s
+    assert sent > 4000

@@ -38,9 +38,9 @@ class Client(Kubernetes):
 
 
 class Running:
-    def __init__(self, name: str, client: Client) -> None:
+    def __init__(self, name: str, client: Client, forget_s: float) -> None:
         self.client = client
-        settings = ReplicaSettings(name=name, renew_s=LEASE_S / 6, lease_s=LEASE_S, look_s=0.05)
+        settings = ReplicaSettings(name=name, renew_s=LEASE_S / 6, lease_s=LEASE_S, look_s=0.05, forget_s=forget_s)
         self.replicas = Replicas(client, settings)
         self.lost: list[tuple[str, str]] = []
         self.changed: list[str | None] = []
@@ -63,9 +63,9 @@ class Cluster:
         self._api = api
         self._stack = stack
 
-    async def start(self, name: str) -> Running:
+    async def start(self, name: str, *, forget_s: float = 3600.0) -> Running:
         client = await self._stack.enter_async_context(await Client.open(kubeconfig=str(self._api.kubeconfig)))
-        running = Running(name, client)
+        running = Running(name, client, forget_s)
         self._stack.push_async_callback(running.stop)
         async with asyncio.timeout(10):
             await running.replicas.granted()

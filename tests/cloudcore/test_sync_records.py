@@ -21,7 +21,8 @@ from cloudcore.synccontroller.record import (
     slim,
 )
 from cloudedge import new_message
-from tests.cloudcore.support import Kubernetes, device, model, until
+from kubetwin.apiserver import ApiServer
+from tests.cloudcore.support import Kubernetes, device, model, open_client, until
 from tests.cloudcore.sync_support import ask, recorded, stored, synced_cloud, until_recorded
 
 THERMO_1 = Key("default", "thermo-1")
@@ -254,3 +255,46 @@ def test_an_acknowledged_message_about_no_object_is_no_news(content: Any) -> Non
         source="edgecontroller", group="resource", operation="update", resource="default/pod/p", content=content
     )
     assert acknowledged_object("n", message) is None
+
+
+async def test_a_record_that_there_can_never_be_holds_nobody_up(kube: Kubernetes) -> None:
+    records = Records(kube)
+    running = asyncio.create_task(records.run())
+    try:
+        await until(lambda: records.synced)
+        uid = "12345678-1234-1234-1234-123456789012"
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n" * 230, "uid": uid}}
+        async with asyncio.timeout(4):  # less than a first send waits for its record
+            await records.ensure("n" * 230, node)
+        assert not records.known("n" * 230, {"Node"})
+    finally:
+        running.cancel()
+
+
+async def test_records_of_a_node_that_another_replica_has_are_kept(api: ApiServer, kube: Kubernetes) -> None:
+    obj = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default", "uid": "uid-1"}}
+    async with await open_client(api) as other:
+        leader, owner = (Replicas(c, ReplicaSettings(name=n)) for c, n in ((kube, "a"), (other, "b")))
+        records = Records(kube)
+        sync = SyncController(kube, records, [], is_leader=lambda: True, owners=leader)
+        running = [asyncio.create_task(part.run()) for part in (leader, owner, sync)]
+        try:
+            await owner.acquire("edge-1")  # one that does not register itself
+            await until(lambda: leader.is_elsewhere("edge-1"))
+            await until(lambda: records.synced)
+            await records.ensure("edge-1", obj)
+            for _ in range(3):
+                await sync._collect_now()
+            assert records.known("edge-1", {"Pod"})
+            await owner.forget_node("edge-1")
+            assert not owner.absent_nodes()
+            owner.released("edge-1")
+            await owner.forget_node("edge-1")
+            await until(lambda: not leader.is_elsewhere("edge-1"))
+            for _ in range(2):
+                await sync._collect_now()
+            assert not records.known("edge-1", {"Pod"})
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)

@@ -139,7 +139,7 @@ async def test_a_full_inbox_stops_reading_and_loses_nothing(cloud: Cloud) -> Non
 
 
 async def test_refusals_say_why(cloud: Cloud, tmp_path: Path) -> None:
-    with pytest.raises(ConnectionRefused, match="503"):
+    with pytest.raises(ConnectionRefused, match="answered 503 'node limit reached'"):
         await connect(cloud.url, node="banned", ssl_context=cloud.client())
     with pytest.raises(ConnectionRefused, match="Connect call failed"):
         await connect("wss://127.0.0.1:1", node="edge-1", ssl_context=cloud.client())
