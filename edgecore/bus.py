@@ -42,6 +42,8 @@ class CloudConnected(Struct, frozen=True):
     """The channel is up and the first keepalive is sent. Whoever owes the cloud something sends it now."""
 
     url: str
+    most_bytes: int = 0
+    """The cloud takes no larger message, as it said when one came; 0: it did not say."""
 
 
 class CloudLost(Struct, frozen=True):
@@ -101,7 +103,8 @@ class Confirmed(Struct, frozen=True):
 
 
 class Upstream(Struct, frozen=True):
-    """For the cloud. Publishing it waits while the channel is busy.
+    """For the cloud. Publishing it waits while the channel is busy. One that is larger than what the cloud takes
+    (`CloudConnected.most_bytes`) is left out.
 
     Raises:
         ConnectionLost: There is no channel, or it went away; nothing is kept.

@@ -57,6 +57,8 @@ class KubeletConfig(Struct, frozen=True, rename="camel"):
     """A Go duration. The status is sent when it changed, and this often the cloud is asked for nothing else."""
     node_lease_duration_seconds: Annotated[int, Meta(ge=4, le=3600)] = 40
     """The Lease is renewed every quarter of it."""
+    register_node: bool = True
+    """Whether to make the Node object; without it the node must be there."""
 
 
 class EdgedConfig(Struct, frozen=True, rename="camel"):
@@ -70,7 +72,7 @@ class EdgedConfig(Struct, frozen=True, rename="camel"):
     node_ip: str = field(name="nodeIP", default="")
     """Empty: the address that the cloud is reached from."""
     register_node: bool = True
-    """Ours: whether to make the Node object; without it the node must be there."""
+    """Ours: the same as `tailoredKubeletConfig.registerNode`; either may be false."""
     tailored_kubelet_config: KubeletConfig = field(default_factory=lambda: KubeletConfig())
 
 

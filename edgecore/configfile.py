@@ -68,11 +68,11 @@ def _check(config: EdgeCoreConfig, where: str) -> None:
     hub = config.modules.edge_hub
     if hub.quic.enable or not hub.websocket.enable:
         raise ConfigError(f"{where}: modules.edgeHub.websocket.enable", "QUIC is not available: enable websocket only")
-    host, _, port = hub.websocket.server.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ConfigError(
-            f"{where}: modules.edgeHub.websocket.server", f"{hub.websocket.server!r} is not of the form host:port"
-        )
+    servers = [server for part in hub.websocket.server.split(",") if (server := part.strip())]
+    for server in servers or [hub.websocket.server]:
+        host, _, port = server.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ConfigError(f"{where}: modules.edgeHub.websocket.server", f"{server!r} is not of the form host:port")
     check_event_bus(config.modules.event_bus, f"{where}: modules.eventBus")
     history, local_api = config.modules.device_twin.history, config.modules.local_api
     if history.enable and history.data_source and Path(history.data_source) == Path(config.database.data_source):

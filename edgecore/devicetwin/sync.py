@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 READ_AT_ONCE: Final = 64
 MAX_INVENTORY: Final = 50_000
 """Objects that the cloud is told of, in some 130 bytes each. With more it is told of none, and sends all of them."""
+_ENVELOPE_BYTES: Final = 1024
+"""At the most, besides what `Message.size` counts."""
 _STORE_RETRY_S: Final = 1.0
 _EXPIRE_EVERY_S: Final = 1.0
 
@@ -70,6 +72,8 @@ class CloudSync:
         self._connected = asyncio.Event()
         self._connection_number = 0
         self._ask_for_objects = False
+        self._most_bytes = 0
+        """Of a message, for this cloud; 0: not known."""
         self._at_hand: dict[Key, Rows] = {}
         """Of keys that are due, what there is to say; at most `READ_AT_ONCE`."""
         database.rebuilt.append(self._store_was_rebuilt)
@@ -118,13 +122,14 @@ class CloudSync:
         self._due.set()
         return True
 
-    async def _start_over(self, _: CloudConnected) -> None:
+    async def _start_over(self, event: CloudConnected) -> None:
         def job(db: sqlite3.Connection) -> list[Key]:
             return [
                 *(Key(device, "twins") for device in dirty_devices(db)),
                 *(Key(device, "state") for device in stated_devices(db)),
             ]
 
+        self._most_bytes = event.most_bytes
         await self._ask()
         keys = await self._database.run(job)
         self._outbox.restart(keys)
@@ -140,8 +145,11 @@ class CloudSync:
             stored = await self._database.run(_inventory)
         except StoreError:  # then it is sent everything
             stored = None
+        request = membership_request(self._node, stored)
+        if 0 < self._most_bytes < request.size + _ENVELOPE_BYTES:
+            request = membership_request(self._node)
         try:
-            await self._bus.publish(Upstream(membership_request(self._node, stored)))
+            await self._bus.publish(Upstream(request))
         except ConnectionLost:
             self._ask_for_objects = True
             raise

@@ -91,18 +91,24 @@ class Edged:
     async def _keep(self, what: str, step: Callable[[], Awaitable[float]]) -> None:
         """Take one step after the other; each says how many seconds until the next."""
         kick = self._kicks[what]
-        pauses = _pauses()
+        # A Lease is asked for no less often than it is renewed: it must not stay old when the API is back.
+        longest_s = MAX_PAUSE_S if what == "node" else min(MAX_PAUSE_S, self._lease_s / 4)
+        pauses = _pauses(longest_s)
         await kick.wait()
         while True:
             kick.clear()
             try:
                 wait = await step()
                 self._note(what, "")
-                pauses = _pauses()
+                pauses = _pauses(longest_s)
             except ConnectionLost:
                 wait = AWAY_S
             except (RequestRefused, NoAnswer, MalformedMessage) as error:
                 self._note(what, str(error))
+                wait = next(pauses)
+            except Exception as error:  # noqa: BLE001 - an answer may have any form, and is not to end edge core
+                self._status = self._lease = None
+                self._note(what, f"the cloud's answer cannot be used: {error!r}", cause=error)
                 wait = next(pauses)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -120,16 +126,18 @@ class Edged:
             status = found.get("status")
             self._status = status if isinstance(status, dict) else {}
             self._sent_at = 0.0
-        status = self._make_status(self._status)
-        patch = status_patch(self._status, status)
+        known = self._status
+        status = self._make_status(known)
+        patch = status_patch(known, status)
         if patch is not None or time.monotonic() - self._sent_at >= HEARTBEAT_S or not self._sent_at:
             await self._patch(patch or heartbeat_patch(status))
-            self._status, self._sent_at = status, time.monotonic()
+            if self._status is known:  # else it is to be asked for anew
+                self._status, self._sent_at = status, time.monotonic()
         return duration_s(self._config.tailored_kubelet_config.node_status_update_frequency)
 
     async def _find(self, labels: dict[str, str]) -> Json:
         """The Node as the cloud has it, made if it is not there."""
-        if not self._uid and self._config.register_node:
+        if not self._uid and self._config.register_node and self._config.tailored_kubelet_config.register_node:
             node = node_object(self._node, labels, self._make_status({}))
             try:
                 return await self._ask("register", "insert", f"null/node/{self._node}", node)
@@ -166,6 +174,10 @@ class Edged:
             if isinstance(error, RequestRefused) and error.reason == "NotFound":
                 self._status = None  # it goes with the Node that owns it
             raise
+        if self._troubles.get("lease"):
+            # Meanwhile the cluster may have marked the node as gone, and takes that back for a new status only.
+            self._status = None
+            self._kicks["node"].set()
         return duration / 4
 
     @property
@@ -191,15 +203,15 @@ class Edged:
         self._asked.add(what, "done")
         return answer
 
-    def _note(self, what: str, trouble: str) -> None:
-        """Log on the change, not at every try."""
+    def _note(self, what: str, trouble: str, *, cause: Exception | None = None) -> None:
+        """Log on the change, not at every try. `cause`: it is not foreseen, and is shown with its traceback."""
         if trouble and trouble != self._troubles.get(what):
-            logger.warning("%s of node %s: %s; trying again", what, self._node, trouble)
+            logger.warning("%s of node %s: %s; trying again", what, self._node, trouble, exc_info=cause)
         self._troubles[what] = trouble
 
 
-def _pauses() -> Iterator[float]:
+def _pauses(longest_s: float) -> Iterator[float]:
     pause = FIRST_PAUSE_S
     while True:
-        yield pause
-        pause = min(pause * 2, MAX_PAUSE_S)
+        yield min(pause, longest_s)
+        pause = min(pause * 2, longest_s)

@@ -25,6 +25,8 @@ FIRST_RETRY_S: Final = 1.0
 MAX_RETRY_S: Final = 5.0
 NEXT_AFTER_S: Final = 3.0
 """So long an address has to answer before the next one is dialled beside it: a host that is gone does not say so."""
+_NOT_OF_NOW: Final = ("certificate has expired", "certificate is not yet valid")
+"""OpenSSL's words; the TLS of picows leaves their number out."""
 
 
 class Dialler:
@@ -71,6 +73,10 @@ class Dialler:
             self._failures.add(reason)
             self._note_problem(url, f"cannot connect: {error}{advice}; trying again until it works")
             return None
+        except ValueError as error:  # a host that no name service would be asked for: UnicodeError is one of these
+            self._failures.add("address")
+            self._note_problem(url, f"cannot connect: {url} is no address ({error}); check websocket.server")
+            return None
         self._problems.pop(url, None)
         return connection
 
@@ -101,13 +107,14 @@ class Dialler:
                 await asyncio.wait(pending)
             for task, url in dialled.items():
                 if task is not won:
-                    self._let_go(task, url)
+                    self._let_go(task, url, overtaken=won is not None)
         return (dialled[won], won.result()) if won is not None else (urls[-1], None)
 
-    def _let_go(self, task: asyncio.Task[Connection | None], url: str) -> None:
+    def _let_go(self, task: asyncio.Task[Connection | None], url: str, *, overtaken: bool) -> None:
         if task.cancelled():
-            self._failures.add("overtaken")
-            self._note_problem(url, f"{url} does not answer; going on with the next address")
+            if overtaken:  # else this is the end
+                self._failures.add("overtaken")
+                self._note_problem(url, f"{url} does not answer; going on with the next address")
         elif (connection := task.result()) is not None:
             connection.abort()
 
@@ -142,6 +149,8 @@ def _judge(error: ConnectionRefused) -> tuple[str, str]:
     """In one word, for counting, and what to do."""
     cause = error.__cause__
     match cause:
+        case ssl.SSLCertVerificationError() if any(said in str(cause) for said in _NOT_OF_NOW):
+            return "certificate", " (the cloud's certificate is not of this time: is this machine's clock right?)"
         case ssl.SSLCertVerificationError():
             advice = " (the name in websocket.server must be in the cloud's certificate, and its CA in tlsCaFile)"
             return "certificate", advice

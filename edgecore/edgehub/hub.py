@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from cloudedge import ConnectionLost, Message, new_message, reply
 from cloudedge.connection import Connection
-from cloudedge.message import now_ms
+from cloudedge.message import encode, now_ms
 from dmi.metrics import Metrics
 from edgecore.bus import Bus, CertificateRenewed, CloudConnected, CloudLink, CloudLost, Reply, Upstream, UpstreamKept
 from edgecore.config import EdgeHubConfig
@@ -36,6 +36,8 @@ STABLE_AFTER_S: Final = 5.0
 """A connection that lasted this long was a good one: the next retry starts from the beginning, at its address."""
 DRAIN_S: Final = 2.0
 """For the cloud to close the older of two connections, before we do."""
+_ENVELOPE_BYTES: Final = 1024
+"""At the most, besides what `Message.size` counts."""
 _MOST_KINDS: Final = 64
 """Kinds of messages that nothing takes, named in the log."""
 
@@ -67,6 +69,9 @@ class EdgeHub:
         """A write did not get through."""
         self._not_let_in = ""
         """What the cloud closed the last connection with, if at once. It tries again soon, and says so once."""
+        self._most_bytes = 0
+        """A larger message ends the connection, as one did; sent again, it would end each. 0: none has."""
+        self._left_out = ""
         self._since_ms = now_ms()
         self._not_taken: dict[str, int] = {}
         self._connects = metrics.counter(f"{name}_connects_total", "Connections to the cloud that were made.")
@@ -74,6 +79,9 @@ class EdgeHub:
         self._sent = metrics.counter(f"{name}_sent_total", "Messages written to the channel, keepalives apart.")
         self._received = metrics.counter(f"{name}_received_total", "Messages that came over the channel.")
         self._untaken = metrics.counter(f"{name}_not_taken_total", "Messages that nothing here takes.")
+        self._too_large = metrics.counter(
+            f"{name}_too_large_total", "Messages that were not sent: the cloud takes none so large."
+        )
         self._late = metrics.counter(f"{name}_late_replies_total", "Answers that nobody waited for any more.")
         waits = metrics.counter(f"{name}_rate_limit_waits_total", "Messages that edgeHub.messageQPS held up.")
         self._limit = TokenBucket(config.message_qps, config.message_burst, waited=waits.add)
@@ -144,7 +152,7 @@ class EdgeHub:
                     beside.append(tasks.create_task(self._beat(connection), name="edgehub keepalive"))
                     beside.append(tasks.create_task(self._change_over(connection, tasks), name="edgehub change-over"))
                     # If that fails, a new connection may do better.
-                    await self._bus.publish(CloudConnected(connection.peer))
+                    await self._bus.publish(CloudConnected(connection.peer, self._most_bytes))
                     while True:
                         await self._pass_on(connection)
                 except ConnectionLost as lost:
@@ -238,9 +246,11 @@ class EdgeHub:
             self._sent.add()
 
         with contextlib.suppress(ConnectionLost):
-            await self._kept.send_over(connection, write)
+            await self._kept.send_over(connection, write, most_bytes=self._most_bytes)
 
     async def _send(self, event: Upstream) -> None:
+        if self._is_too_large(event.message):
+            return
         await self._limit.take()
         if (connection := self._connection) is None:
             raise ConnectionLost(f"not connected to {self._addresses}")
@@ -258,6 +268,20 @@ class EdgeHub:
             connection.abort()
             raise ConnectionLost(f"{connection.peer} took nothing for {deadline_s:g} s") from error
 
+    def _is_too_large(self, message: Message) -> bool:
+        most = self._most_bytes
+        if not most or message.size + _ENVELOPE_BYTES <= most or len(encode(message)) <= most:
+            return False
+        self._too_large.add()
+        is_news, self._left_out = message.route.resource != self._left_out, message.route.resource
+        logger.log(
+            logging.WARNING if is_news else logging.DEBUG,
+            "not sent: %.200s has more than %d bytes, and the cloud takes none so large (cloudHub.maxMessageBytes)",
+            message.route.resource,
+            most,
+        )
+        return True
+
     async def _note_renewed(self, _: CertificateRenewed) -> None:
         self._renewed.set()
 
@@ -270,6 +294,7 @@ class EdgeHub:
         self._losses.add(reason)
         if reason == "renewed":
             return
+        self._most_bytes = connection.takes_bytes or self._most_bytes
         self._dialler.note_lost(connection.peer, str(lost))
         is_news = str(lost) != self._not_let_in
         logger.log(logging.WARNING if is_news else logging.DEBUG, "%s; connecting again", lost)
@@ -278,13 +303,14 @@ class EdgeHub:
 
     def _note_not_taken(self, what: str) -> None:
         self._untaken.add()
+        what = what[:200]  # it is kept, and a peer may make it as long as a message
         if what not in self._not_taken and len(self._not_taken) >= _MOST_KINDS:
             what = "others"
         count = self._not_taken[what] = self._not_taken.get(what, 0) + 1
         if count == 1:
-            logger.warning("messages from the cloud that nothing here takes are dropped: %.200s", what)
+            logger.warning("messages from the cloud that nothing here takes are dropped: %s", what)
         else:
-            logger.debug("dropped: %.200s (%d so far)", what, count)
+            logger.debug("dropped: %s (%d so far)", what, count)
 
 
 def keepalive() -> Message:

@@ -82,8 +82,9 @@ class KeptMessages:
             then=self._note_put,
         )
 
-    async def send_over(self, connection: Connection, write: Write) -> None:
-        """Send what is kept and what comes, until cancelled or the connection is lost. One at a time.
+    async def send_over(self, connection: Connection, write: Write, *, most_bytes: int = 0) -> None:
+        """Send what is kept and what comes, until cancelled or the connection is lost. One at a time. `most_bytes`:
+        what is larger would end the connection, each time anew, and is dropped; 0: nothing is known of that.
 
         Raises:
             ConnectionLost: `write` says so, or a ping is not answered.
@@ -97,7 +98,7 @@ class KeptMessages:
             self._due.clear()
             rows = await self._next()
             if rows:
-                await self._send(rows, connection, write, confirms=confirms)
+                await self._send(rows, connection, write, confirms=confirms, most_bytes=most_bytes)
             elif not self._flights:
                 await self._due.wait()
             else:
@@ -140,10 +141,17 @@ class KeptMessages:
             self._read_up_to = max(self._read_up_to, rows[-1].number)
         return rows
 
-    async def _send(self, rows: list[KeptRow], connection: Connection, write: Write, *, confirms: bool) -> None:
+    async def _send(
+        self, rows: list[KeptRow], connection: Connection, write: Write, *, confirms: bool, most_bytes: int
+    ) -> None:
         unanswered: list[int] = []
         for row in rows:
             self._after = row.number
+            if 0 < most_bytes < len(row.body):
+                self._drop("too large")
+                self._note_trouble(f"messages of more than {most_bytes} bytes are dropped: the cloud takes none")
+                self._remove([row.number])
+                continue
             try:
                 message = decode(row.body)
             except MalformedMessage as error:
@@ -158,7 +166,7 @@ class KeptMessages:
             await write(message)
             self._sent.add()
         if unanswered:
-            await connection.probe()
+            await _probe(connection)
             self._arrived.add(amount=len(unanswered))
             self._remove(unanswered)
 
@@ -196,3 +204,12 @@ class KeptMessages:
         if trouble != self._troubled:
             self._troubled = trouble
             logger.warning("%s (kept messages)", trouble)
+
+
+async def _probe(connection: Connection) -> None:
+    """Returns when a ping is answered. One may stay unanswered: a cloud that waits to write throws the answer away."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN_S):
+                await connection.probe()
+                return

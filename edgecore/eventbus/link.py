@@ -92,6 +92,24 @@ class Link(aiomqtt.Client):
         finally:
             self._dialled.set()
 
+    def _on_socket_register_write(self, client: Paho, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - as aiomqtt has it
+        """As aiomqtt's, but for a socket that is closed by the time the loop comes to it: a broker that goes while we
+        say good-bye.
+        """
+
+        def write() -> None:
+            try:
+                client.loop_write()
+            except Exception as error:  # noqa: BLE001 - as aiomqtt's own: whoever waits for the connection gets it
+                if not self._disconnected.done():
+                    self._disconnected.set_exception(error)
+
+        def watch() -> None:
+            if (descriptor := sock.fileno()) > -1:
+                self._loop.add_writer(descriptor, write)
+
+        self._loop.call_soon_threadsafe(watch)  # we may be in the thread that dials
+
     def _on_message(self, client: Paho, userdata: Any, message: MQTTMessage) -> None:
         try:
             _ = message.topic

@@ -7,6 +7,7 @@ token or new files at any time. Both are noticed within seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -59,6 +60,8 @@ class Joining:
         self._identity = identity
         self._seen = self._files_stamp() if identity is not None else ()
         """The files that `_identity` is of."""
+        self._serial = identity.serial if identity is not None else ""
+        """Of the last certificate that worked, which is the one that connections have."""
         self._tried: tuple[object, ...] = ()
         self._pauses = _pauses()
         self._next_try = 0.0
@@ -84,12 +87,9 @@ class Joining:
 
     async def run(self) -> None:
         """Until cancelled."""
-        try:
-            if finish_install(self._files):
-                logger.info("put in place: %s, which were received before the last end", self._files)
+        self._finish_install()
+        with contextlib.suppress(OSError):
             clear_up(self._files)
-        except OSError as error:
-            self._note(f"{error.filename}: {error.strerror}")
         while True:
             try:
                 await self._look()
@@ -102,8 +102,17 @@ class Joining:
         wait = renewal_due(identity) - time.time() if self._config.rotate_certificates else LOOK_S
         return max(0.05, min(LOOK_S, wait))
 
+    def _finish_install(self) -> None:
+        """What a child that was killed, or had no room on the disk, has left to do; none runs now."""
+        try:
+            if finish_install(self._files):
+                logger.info("put in place: %s, which were received before", self._files)
+        except OSError as error:
+            self._note(f"{error.filename}: {error.strerror}")
+
     async def _look(self) -> None:
         """Act on what the files are now."""
+        self._finish_install()
         before = self._identity
         if before is not None and self._seen == self._files_stamp() and time.time() < before.not_after:
             self.usable.set()
@@ -121,7 +130,8 @@ class Joining:
             else:
                 await self._join(str(error))
             return
-        if before is not None and before.serial != self._identity.serial:
+        told, self._serial = self._serial, self._identity.serial
+        if told not in ("", self._serial):
             logger.info("%s have been replaced: connecting with them", self._files)
             await self._bus.publish(CertificateRenewed())
         await self._renew_if_due(self._identity)
@@ -182,7 +192,7 @@ class Joining:
             self._note(str(error))
             self._identity = None
         else:
-            self.trouble = ""
+            self.trouble, self._serial = "", self._identity.serial
         self.usable.set()
         await self._bus.publish(CertificateRenewed())
 

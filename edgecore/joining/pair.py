@@ -49,11 +49,11 @@ def finish_install(files: NodeFiles) -> bool:
     except FileNotFoundError:
         return False
     except ValueError:
-        path.unlink()
+        path.unlink(missing_ok=True)
         return False
     for file, content in parts.items():
         write_file(file, content, 0o600 if b"PRIVATE KEY" in content else 0o644)
-    path.unlink()
+    path.unlink(missing_ok=True)  # somebody else may have finished it just now
     _sync(path.parent)
     return True
 

@@ -24,8 +24,8 @@ def find_token(config_file: Path) -> str:
         ValueError: The configuration is no YAML.
     """
     for file in bootstrap_files(config_file):
-        if file.exists():
-            return file.read_bytes()[:_MAX_BYTES].decode(errors="replace").strip()
+        if file.exists() and (text := file.read_bytes()[:_MAX_BYTES].decode(errors="replace").strip()):
+            return text
     try:
         data: Any = yaml.safe_load(config_file.read_text())
     except yaml.YAMLError as error:

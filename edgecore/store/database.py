@@ -51,7 +51,7 @@ class Database:
         self._along: list[Job] = []
         self._along_timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
-        self._counts = _Counts(metrics or Metrics(), self)
+        self._counts = _Counts(metrics or Metrics(), self, rebuilt=medium.rebuilt)
 
     @property
     def trouble(self) -> str:
@@ -205,12 +205,13 @@ def _settle(job: Job) -> None:
 class _Counts:
     """What the store shows of itself."""
 
-    def __init__(self, metrics: Metrics, database: Database) -> None:
+    def __init__(self, metrics: Metrics, database: Database, *, rebuilt: int) -> None:
         name = "kubetwin_edgecore_store_"
         self._jobs = metrics.counter(f"{name}jobs_total", "Jobs done in transactions.", "result")
         self._transactions = metrics.counter(f"{name}transactions_total", "Transactions that wrote something.")
         self._seconds = metrics.counter(f"{name}transaction_seconds_total", "Time spent in transactions.")
         self._rebuilt = metrics.counter(f"{name}rebuilt_total", "Times the file was damaged and replaced.")
+        self._rebuilt.add(amount=rebuilt)  # as it was opened
         self._largest = 0
         metrics.gauge(
             f"{name}largest_batch_jobs", "The most jobs in one transaction.", read=lambda: {(): float(self._largest)}

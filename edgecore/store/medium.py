@@ -4,7 +4,7 @@ A full, read-only or failing disk: everything goes on in memory, up to `MEMORY_C
 transaction as soon as the disk takes it. Until then a power cut or a kill loses what changed; the file stays as it was
 when the trouble began, and stays locked. A damaged file: set aside under another name and replaced by a new one with
 the objects, mappers and kept messages that can still be read; the cloud is asked for the rest, and mappers report
-twins and states anew.
+twins and states anew. Of one that is found damaged at the start only the kept messages are read.
 
 Everything here runs in the store's thread, except `open_medium`, which runs before there is one.
 """
@@ -163,13 +163,23 @@ def open_medium(path: Path) -> Medium:
         if not getattr(error, "sqlite_errorname", _DAMAGED[0]).startswith(_DAMAGED):
             raise StoreError(f"{path}: {error}{_advice(error)}") from error
         aside = _set_aside(path)
-        logger.error("%s is damaged (%s): set aside as %s, starting with an empty one", path, error, aside)
+        logger.error("%s is damaged (%s): set aside as %s, starting with a new one", path, error, aside)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: {error}") from error
     try:
-        return Medium(path, _connect(path))
+        medium = Medium(path, _connect(path))
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{path}: {error}") from error
+    medium.rebuilt = 1
+    # The cloud and the mappers fill it; nobody but us has what is kept for the cloud.
+    try:
+        with contextlib.closing(sqlite3.connect(aside)) as damaged:
+            copy_readable(damaged, medium.db, tables=("outbox",))
+    except sqlite3.Error as error:
+        logger.warning("%s: messages for the cloud that may be in there are lost: %s", aside, error)
+        if medium.db.in_transaction:
+            medium.db.execute("ROLLBACK")
+    return medium
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -51,11 +51,11 @@ def drop_nonsense(db: sqlite3.Connection, *, undecodable: bool = False) -> int:
     return dropped
 
 
-def copy_readable(damaged: sqlite3.Connection, new: sqlite3.Connection) -> None:
-    """Whatever can be read of the tables in `KEPT`, in one transaction."""
+def copy_readable(damaged: sqlite3.Connection, new: sqlite3.Connection, *, tables: Collection[str] = KEPT) -> None:
+    """Whatever can be read of the tables, in one transaction."""
     new.execute("BEGIN")
     for table in _tables(new):
-        if table.name not in KEPT:
+        if table.name not in tables:
             continue
         columns, marks = ", ".join(table.types), ", ".join("?" * len(table.types))
         count = 0

@@ -12,7 +12,7 @@ from picows import WSCloseCode
 
 from cloudedge import ConnectionLost, Message, new_message, reply
 from cloudedge.connection import Connection
-from cloudedge.listening import Listener, serve
+from cloudedge.listening import Listener, ListenerLimits, serve
 from cloudedge.message import now_ms
 from cloudedge.resources import device_report
 from cloudedge.tls import server_context
@@ -73,6 +73,8 @@ class FakeCloud(Watched):
         self.confirms_uploads = False
         """Whether it says at the upgrade that it does, as ours; upstream's answers no upload. Set it before `start`."""
         self.answers_uploads = True
+        self.limits = ListenerLimits()
+        """As the one before."""
         self.uploads: list[Message] = []
         self.objects: dict[str, Json] = {}
         self.messages: list[Message] = []
@@ -90,6 +92,7 @@ class FakeCloud(Watched):
             port=self.port,
             ssl_context=context,
             confirms_uploads=self.confirms_uploads,
+            limits=self.limits,
         )
         self.port = self._server.sockets[0].getsockname()[1]
 

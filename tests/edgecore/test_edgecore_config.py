@@ -75,6 +75,8 @@ modules:
         ("modules: {edgeHub: {heartbeat: 0}}", "modules.edgeHub.heartbeat"),
         ("modules: {edgeHub: {messageQPS: 0}}", "modules.edgeHub.messageQPS"),
         ("modules: {edgeHub: {websocket: {server: cloud}}}", "modules.edgeHub.websocket.server"),
+        ("modules: {edgeHub: {websocket: {server: 'a, b:1'}}}", "modules.edgeHub.websocket.server: 'a' is not"),
+        ("modules: {edgeHub: {websocket: {server: 'a:x,b:1'}}}", "modules.edgeHub.websocket.server: 'a:x' is not"),
         ("modules: {edgeHub: {quic: {enable: true}}}", "modules.edgeHub.websocket.enable"),
         ("modules: {edged: {hostnameOverride: a/b}}", "modules.edged.hostnameOverride"),
         ("modules: {deviceTwin: {enable: false}}", "modules.deviceTwin.enable"),

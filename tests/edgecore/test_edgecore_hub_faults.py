@@ -274,6 +274,54 @@ async def test_what_is_wrong_with_each_address_is_said_once(
     assert len(warnings) == 2
 
 
+async def test_a_host_that_cannot_be_one_is_named_and_the_next_is_dialled(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = f"a..b:1,127.0.0.1:{cloud.port}"
+    odd = msgspec.structs.replace(settings, websocket=msgspec.structs.replace(settings.websocket, server=servers))
+    async with Events(odd, tmp_path) as events, asyncio.timeout(10):
+        assert (await events.connected.get()).url.endswith(str(cloud.port))
+        assert events.count("cloud_dial_failures_total", "address") == 1
+    (warning,) = (r for r in caplog.records if r.levelno >= logging.WARNING)
+    assert "wss://a..b:1 is no address" in warning.getMessage()
+    assert warning.exc_info is None
+
+
+async def test_the_end_is_no_fault_of_the_address_that_is_dialled(
+    settings: EdgeHubConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dialled = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled.set()
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.transport.abort()
+
+    mute = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    async with Events(at(settings, mute.sockets[0].getsockname()[1]), tmp_path) as events, asyncio.timeout(10):
+        await dialled.wait()
+    assert events.count("cloud_dial_failures_total", "overtaken") == 0
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    mute.close()
+    await mute.wait_closed()
+
+
+async def test_what_nothing_takes_is_remembered_by_its_beginning(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the kinds of messages that were dropped there is a list, and the cloud writes their names."""
+    caplog.set_level(logging.DEBUG)
+    async with Events(settings, tmp_path) as events, asyncio.timeout(10):
+        await events.connected.get()
+        for number in range(2):
+            operation = "x" * 300_000 + str(number)
+            await cloud.send(new_message(source="x", group="x", operation=operation, resource="x"))
+        while events.count("cloud_not_taken_total") < 2:  # noqa: ASYNC110 - a counter
+            await asyncio.sleep(0.02)
+        assert events.hub._not_taken == {"x" * 200: 2}
+
+
 # The whole edge core
 
 

@@ -1,6 +1,7 @@
 """What must not be lost: kept through cuts, restarts and kills, in order, until the cloud has it."""
 
 import asyncio
+import contextlib
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
@@ -10,8 +11,9 @@ import msgspec
 import pytest
 
 from cloudedge import new_message, reply
+from cloudedge.listening import ListenerLimits
 from cloudedge.message import encode
-from edgecore.bus import UpstreamKept
+from edgecore.bus import Upstream, UpstreamKept
 from edgecore.config import EdgeCoreConfig, EdgeHubConfig
 from edgecore.edgehub import kept
 from edgecore.store import StoreError, open_database
@@ -263,6 +265,25 @@ async def test_what_is_kept_outlives_a_damaged_database(
         assert events.count("outbox_messages") == 0
 
 
+async def test_what_is_kept_outlives_a_database_that_is_damaged_at_the_start(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path
+) -> None:
+    file = tmp_path / "hub.db"
+    async with open_database(file) as database:
+        bodies = [encode(upload(str(number))) for number in range(5)]
+        await database.run(lambda db: [put_kept(db, body, max_messages=9, max_bytes=9999) for body in bodies])
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'twin'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    with file.open("r+b") as raw:
+        raw.seek((page - 1) * size)
+        raw.write(b"\xff" * size)
+    async with Events(settings, tmp_path) as events:
+        assert list(tmp_path.glob("hub.db.damaged-*"))
+        await events.emptied()
+        assert texts(cloud) == [str(number) for number in range(5)]
+
+
 async def test_other_messages_are_proved_by_a_ping_from_a_cloud_that_answers_uploads(
     settings: EdgeHubConfig, ours: FakeCloud, tmp_path: Path
 ) -> None:
@@ -273,6 +294,47 @@ async def test_other_messages_are_proved_by_a_ping_from_a_cloud_that_answers_upl
         await events.keep("upload")
         await events.emptied()
         assert [m.route.resource for m in ours.messages if m.route.operation == "insert"] == ["default/event/x"]
+
+
+async def test_a_ping_that_stays_unanswered_is_sent_again(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cloud whose socket is full answers none."""
+    monkeypatch.setattr(kept, "AGAIN_S", 0.1)
+    async with Events(settings, tmp_path) as events:
+        await events.connected.get()
+        await cloud.until(lambda: cloud.connection is not None)
+        connection = cloud.connection
+        assert connection is not None
+        connection.pause_writing()
+        await events.keep("one")
+        async with asyncio.timeout(10):
+            while not connection.traffic.unanswered:  # noqa: ASYNC110 - a counter
+                await asyncio.sleep(0.01)
+        assert events.count("outbox_messages") == 1
+        connection.resume_writing()
+        await events.emptied()
+        assert (texts(cloud), cloud.connected) == (["one"], 1)
+
+
+async def test_what_is_too_large_for_the_cloud_costs_one_connection(
+    settings: EdgeHubConfig, ours: FakeCloud, tmp_path: Path
+) -> None:
+    """The cloud closes over such a message, and would close over it again and again."""
+    ours.limits = ListenerLimits(max_message_bytes=64 * 1024)
+    await ours.start()
+    async with Events(at(settings, ours.port), tmp_path) as events, asyncio.timeout(10):
+        assert (await events.connected.get()).most_bytes == 0
+        await events.keep("x" * 70_000)
+        await events.keep("x" * 60_000)
+        assert (await events.connected.get()).most_bytes == 64 * 1024
+        await events.bus.publish(Upstream(upload("x" * 64 * 1024)))
+        await events.keep("after")
+        await events.emptied()
+        assert [len(text) for text in texts(ours)] == [60_000, 5]
+        assert events.count("outbox_dropped_total", "too large") == 1
+        assert events.count("cloud_too_large_total") == 1
+        assert ours.connected == 2
 
 
 async def test_an_answer_to_something_else_removes_nothing(

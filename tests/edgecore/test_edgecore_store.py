@@ -206,8 +206,10 @@ async def test_the_backlog_is_bounded_and_keeps_its_order(tmp_path: Path, monkey
 async def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "e.db"
     path.write_bytes(b"this is no database" * 500)
-    async with open_database(path) as database:
+    metrics = Metrics()
+    async with open_database(path, metrics=metrics) as database:
         assert await database.run(dirty_devices) == []
+    assert metrics.counter("kubetwin_edgecore_store_rebuilt_total", "").total() == 1
     aside = list(tmp_path.glob("e.db.damaged-*"))
     assert len(aside) == 1
     assert aside[0].read_bytes().startswith(b"this is no database")

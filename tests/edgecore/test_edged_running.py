@@ -8,13 +8,16 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from cloudcore.edgecontroller.kinds import LEASES, NODES
 from cloudcore.kube import Key, KubeError, Object
 from cloudedge import ConnectionLost, Message, new_message
 from edgecore.bus import Bus, CloudConnected, CloudLost, Reply, Upstream
 from edgecore.config import EdgeCoreConfig, EdgedConfig, KubeletConfig
+from edgecore.configfile import load_config
 from edgecore.edged import Edged
+from edgecore.edged.edged import _pauses
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.edge_world import EdgeCloud, edge_cloud
 from tests.cloudcore.support import Kubernetes, install_crds, open_client
@@ -124,13 +127,13 @@ async def test_a_node_that_was_there_gets_its_labels_and_is_ready_again(kube: Ku
 class RefusingCloud(Watched):
     """Answers each request with what `answers` has for its resource type, and is silent where that is None."""
 
-    def __init__(self, tmp_path: Path, answers: dict[str, Any]) -> None:
+    def __init__(self, tmp_path: Path, answers: dict[str, Any], settings: EdgedConfig = QUICK) -> None:
         super().__init__()
         self.bus = Bus()
         self.bus.subscribe(Upstream, self._take)
         self.answers = answers
         self.asked: list[Message] = []
-        self.edged = Edged(QUICK, node=NODE, bus=self.bus, data_directory=tmp_path, version="1.2.3")
+        self.edged = Edged(settings, node=NODE, bus=self.bus, data_directory=tmp_path, version="1.2.3")
 
     async def _take(self, event: Upstream) -> None:
         message = event.message
@@ -177,6 +180,17 @@ async def test_a_cloud_that_refuses_is_asked_again_and_named_once(
         assert bytes(cloud.asked[-1].content).startswith(b'"{')  # a patch travels as text
 
 
+@pytest.mark.parametrize("edged", ("registerNode: false", "tailoredKubeletConfig: {registerNode: false}"))
+async def test_a_node_that_is_not_to_be_made_is_only_asked_for(tmp_path: Path, edged: str) -> None:
+    (file := tmp_path / "edgecore.yaml").write_text(
+        f"apiVersion: edgecore.config.kubeedge.io/v1alpha2\nkind: EdgeCore\nmodules: {{edged: {{{edged}}}}}\n"
+    )
+    answers = {"node": None, "lease": None, "nodepatch": "there is no such node"}
+    async with RefusingCloud(tmp_path, answers, load_config(file).modules.edged) as cloud:
+        await cloud.until(lambda: cloud.count("node") + cloud.count("nodepatch") >= 1)
+        assert [m.route.operation for m in cloud.asked if "lease" not in m.route.resource] == ["patch"]
+
+
 async def test_what_waits_for_an_answer_ends_with_the_channel_and_begins_again_with_it(tmp_path: Path) -> None:
     async with RefusingCloud(tmp_path, {"node": None, "lease": None}) as cloud:
         await cloud.until(lambda: cloud.count("node") == 1 and cloud.count("lease") == 1)
@@ -190,3 +204,50 @@ async def test_what_waits_for_an_answer_ends_with_the_channel_and_begins_again_w
         await cloud.until(lambda: cloud.count("nodepatch") == 1 and cloud.count("lease") >= 4)
         patched = cloud.count("nodepatch")
         assert patched == 1  # the status is as it was: nothing to say
+
+
+async def test_after_an_outage_the_lease_is_soon_renewed_and_the_node_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes marks a node as gone whose Lease is old, and leaves it so until there is a new status."""
+    monkeypatch.setattr("edgecore.edged.edged.FIRST_PAUSE_S", 0.01)
+    found = {"Object": {"metadata": {"uid": "u"}}, "Err": None}
+    looks_only = Raw(msgspec.json.encode("{}"))
+    async with RefusingCloud(tmp_path, {"node": found, "nodepatch": found, "lease": "the API is away"}) as cloud:
+        await cloud.until(lambda: cloud.count("nodepatch") == 1 and cloud.count("lease") >= 4)
+        assert all(message.content != looks_only for message in cloud.asked)
+        cloud.answers["lease"] = found
+        await cloud.until(lambda: cloud.count("nodepatch") == 3)
+        patches = [m for m in cloud.asked if m.route.resource == f"null/nodepatch/{NODE}"]
+        assert patches[1].content == looks_only
+        assert patches[2].data()["status"]["conditions"][-1]["status"] == "True"
+    pauses = _pauses(10.0)
+    monkeypatch.undo()
+    assert max(next(pauses) for _ in range(20)) == 10.0
+
+
+@pytest.mark.parametrize(
+    "odd",
+    (
+        {"metadata": "x"},
+        {"metadata": {"uid": "u", "labels": ["x"]}},
+        {"metadata": {"uid": "u"}, "status": {"conditions": 5}},
+        {"metadata": {"uid": "u"}, "status": {"conditions": [{"type": []}]}},
+    ),
+)
+async def test_an_answer_of_another_form_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, odd: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("edgecore.edged.edged.FIRST_PAUSE_S", 0.01)
+    answer = {"Object": odd, "Err": None}
+    async with RefusingCloud(tmp_path, dict.fromkeys(("node", "nodepatch", "lease"), answer)) as cloud:
+        await cloud.until(lambda: cloud.count("lease") >= 2 and cloud.count("node") + cloud.count("nodepatch") >= 4)
+        told = [r.getMessage() for r in caplog.records if f"node of node {NODE}" in r.getMessage()]
+        assert len(told) == 1
+        assert "the cloud's answer cannot be used" in told[0]
+        good = {"Object": {"metadata": {"uid": "u"}}, "Err": None}
+        cloud.answers = dict.fromkeys(cloud.answers, good)
+        before = cloud.count("nodepatch")
+        await cloud.until(
+            lambda: cloud.count("nodepatch") > before and b"EdgeCoreReady" in bytes(cloud.asked[-1].content)
+        )

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from cloudedge.inventory import StoredVersion, read_inventory
-from edgecore.bus import Bus, CloudConnected, ObjectMessage
+from dmi import NodeName
+from edgecore.bus import Bus, CloudConnected, ObjectMessage, Upstream
 from edgecore.devicetwin.messages import membership_request
+from edgecore.devicetwin.sync import CloudSync
 from edgecore.metamanager import MetaManager
-from edgecore.store import object_versions, open_database
+from edgecore.store import StoredObject, object_versions, open_database, put_object
 from tests.edgecore.conftest import Edge
 from tests.edgecore.peers import NODE, FakeCloud, FakeMapper, device_object, model_object, object_message
 
@@ -66,6 +68,22 @@ async def test_too_many_objects_are_said_to_be_unknown(
     await cloud.put(device_object())
     monkeypatch.setattr("edgecore.devicetwin.sync.MAX_INVENTORY", 1)
     assert await _asked_again(edge, cloud) is None
+
+
+async def test_a_cloud_that_takes_no_list_so_long_is_sent_none(tmp_path: Path) -> None:
+    bus, requests = Bus(), []
+
+    async def take(event: Upstream) -> None:
+        requests.append(read_inventory(event.message).objects)
+
+    bus.subscribe(Upstream, take)
+    async with open_database(tmp_path / "edgecore.db") as database:
+        CloudSync(database, bus, node=NodeName(NODE))
+        name = "x" * 1000
+        await database.run(lambda db: put_object(db, StoredObject("device", "default", name, "u", "1", b"{}")))
+        for most_bytes in (0, 1_000_000, 2000):
+            await bus.publish(CloudConnected("wss://cloud", most_bytes))
+    assert [said is not None for said in requests] == [True, True, False]
 
 
 async def test_what_came_before_is_stored_before_it_is_said_what_is(tmp_path: Path) -> None:

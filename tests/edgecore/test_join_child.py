@@ -79,6 +79,8 @@ async def test_a_bootstrap_file_goes_before_the_configuration(
     config.parent.mkdir(parents=True)
     config.write_text(CONFIG.format(token="of.no.use.x"))
     bootstrap = tmp_path / "etc" / "bootstrap-edgecore.conf"
+    bootstrap.write_text("\n")
+    assert find_token(config) == "of.no.use.x"  # an empty one says nothing
     bootstrap.write_text(service.token() + "\n")
     assert await asked(job(service, files, config_file=str(config))) == Outcome()
     assert not bootstrap.exists()

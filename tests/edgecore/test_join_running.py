@@ -16,6 +16,7 @@ from edgecore.config import EdgeCoreConfig, EdgeHubConfig
 from edgecore.joining import Joining
 from edgecore.joining.identity import Identity, NodeFiles, read_identity
 from edgecore.joining.joining import renewal_due, renewal_pauses
+from edgecore.joining.pair import set_file
 from tests.edgecore.conftest import Edge, EdgeProcess
 from tests.edgecore.join_service import JoinService
 from tests.edgecore.peers import DEADLINE_S, NODE, FakeCloud, FakeMapper, device_object, model_object
@@ -133,6 +134,31 @@ async def test_a_certificate_is_renewed_in_time_and_replaced_files_are_noticed(
         save(issued, Path(settings.tls_cert_file).parent, "server")
         await running.until_renewed()
         assert read_identity(files_of(settings), NODE).serial != by_cloud.serial
+
+
+async def test_what_was_put_in_place_by_half_is_finished_while_it_runs(
+    settings: EdgeHubConfig, service: JoinService, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full after the key, say: the pair does not fit together, and there is no token any more."""
+    monkeypatch.setattr("edgecore.joining.joining.LOOK_S", 0.05)
+    monkeypatch.setattr("edgecore.joining.joining.LOOK_BROKEN_S", 0.05)
+    folder, ca = Path(settings.tls_cert_file).parent, load(certificates, "ca")
+    (folder / "rootCA.crt").write_bytes((certificates / "ca.crt").read_bytes())
+    save(sign_node(ca, NODE), folder, "server")
+    async with Running(settings) as running:
+        async with asyncio.timeout(DEADLINE_S):
+            await running.joining.usable.wait()
+        new = folder / "new"
+        new.mkdir()
+        save(sign_node(ca, NODE), new, "server")
+        key, certificate = (new / "server.key").read_bytes(), (new / "server.crt").read_bytes()
+        (folder / "server.key").write_bytes(key)
+        await running.until_trouble("KEY_VALUES_MISMATCH; cannot join")
+        set_file(files_of(settings)).write_bytes(key + certificate)
+        await running.until_renewed()
+        assert (folder / "server.crt").read_bytes() == certificate
+        assert not set_file(files_of(settings)).exists()
+    assert service.requests == []
 
 
 async def test_an_expired_certificate_joins_again(settings: EdgeHubConfig, service: JoinService) -> None:
