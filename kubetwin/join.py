@@ -24,7 +24,12 @@ _DEFAULT_FILE: Final = Path("/etc/kubeedge/config/edgecore.yaml")
 
 
 @click.command(short_help="Make this machine a node: configuration, CA and certificate.")
-@click.option("--cloudcore", required=True, metavar="HOST:PORT", help="Of CloudHub, such as cloud.example:10000.")
+@click.option(
+    "--cloudcore",
+    required=True,
+    metavar="HOST:PORT",
+    help="Of CloudHub, such as cloud.example:10000. Several cloud cores: with commas between.",
+)
 @click.option("--token", envvar="KUBETWIN_JOIN_TOKEN", show_envvar=True, help="As `kubetwin token` prints it.")
 @click.option("--token-file", type=click.File("r"), help="Where it is instead, - for standard input.")
 @click.option("--node", default="", help="The node's name. [default: the host's name]")
@@ -44,7 +49,7 @@ def join(
     force: bool,
 ) -> None:
     """Make this machine a node: write its configuration, fetch the cloud's CA and a certificate."""
-    request = needs("edgecore.joining.request", "edge")
+    needs("edgecore.joining.request", "edge")
     from edgecore.joining.identity import NodeFiles, NoIdentity, read_identity
 
     text = token_file.read() if token_file is not None else token or ""
@@ -63,16 +68,10 @@ def join(
             raise click.ClickException(
                 f"node {config.node} has joined already: {files.certificate} holds until {until}; --force to join again"
             )
-    try:
-        for server in request.servers_of(hub.http_server)[:1]:
-            ca = request.fetch_ca(server, request.read_token(text))
-            if not force and request.ask_node(server, config.node, ca.context):
-                raise click.ClickException(
-                    f"the cloud has a node {config.node} already: choose another --node, or --force if this machine is"
-                    " to be it"
-                )
-    except request.JoinError as error:
-        raise click.ClickException(str(error)) from error
+    if not force and _is_taken(hub.http_server, config.node, text):
+        raise click.ClickException(
+            f"the cloud has a node {config.node} already: choose another --node, or --force if this machine is to be it"
+        )
     is_new = not file.exists()
     if is_new:
         _write_config(file, config)
@@ -87,16 +86,41 @@ def join(
     click.echo(f"edgecore --config {file}")
 
 
+def _is_taken(servers: str, node: str, text: str) -> bool:
+    """What the first cloud core says that answers.
+
+    Raises:
+        ClickException: None does, or none with the CA of the token.
+    """
+    from edgecore.joining import request
+
+    problems: dict[str, None] = {}
+    try:
+        token = request.read_token(text)
+        for server in request.servers_of(servers):
+            try:
+                ca = request.fetch_ca(server, token)
+                return request.ask_node(server, node, ca.context)
+            except request.JoinError as error:
+                problems[str(error)] = None
+    except request.JoinError as error:
+        raise click.ClickException(str(error)) from error
+    raise click.ClickException("; ".join(problems))
+
+
 def _settings(file: Path, *, cloudcore: str, node: str, certport: int, data: Path | None) -> EdgeCoreConfig:
     """Those of the file, which must say the same, or new ones."""
     from cloudedge.tls import NODE_NAME
     from edgecore.config import EdgeCoreConfig
     from edgecore.configfile import load_config
 
-    host, _, port = cloudcore.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise click.BadParameter(f"{cloudcore!r} is not of the form host:port", param_hint="--cloudcore")
-    http_server = f"https://{host}:{certport}"
+    servers = [part.strip() for part in cloudcore.split(",")]
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise click.BadParameter(f"{server!r} is not of the form host:port", param_hint="--cloudcore")
+    cloudcore = ",".join(servers)
+    http_server = ",".join(f"https://{server.rpartition(':')[0]}:{certport}" for server in servers)
     if not file.exists():
         config = _new_settings(EdgeCoreConfig(), cloudcore, http_server, node, data)
         if not NODE_NAME.fullmatch(config.node):
@@ -111,7 +135,7 @@ def _settings(file: Path, *, cloudcore: str, node: str, certport: int, data: Pat
         ("modules.edgeHub.websocket.server", hub.websocket.server, cloudcore),
         ("modules.edgeHub.httpServer", hub.http_server, http_server),
     ):
-        if wanted not in found.split(","):
+        if not set(wanted.split(",")) <= {part.strip() for part in found.split(",")}:
             raise click.ClickException(
                 f"{file} is there, and says {key}: {found!r}, not {wanted!r}: change it there, or remove the file"
             )

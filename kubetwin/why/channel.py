@@ -13,6 +13,8 @@ _ADVICE: Final = {
     "a newer connection of the node took over": "another machine, or process, has this node's name and certificate: "
     "stop it, and give it a name of its own with `kubetwin join --node`",
     "cannot join: ": "do what it says: without a certificate this node stays out. What it has to report is kept",
+    "the cloud's certificate is not of this time": "compare the clock of this machine with CloudCore's. If both are "
+    "right, its certificate has ended: it renews what it made itself; one from a file (tlsCertFile) is to be replaced",
     "clock": "set the clock of this machine, or that of CloudCore's: certificates are good for a time",
     "the certificate is n": "it has another node's certificate: is modules.edged.hostnameOverride what it was when the "
     "node joined? Else `kubetwin join --force` gets one for the name",

@@ -165,6 +165,12 @@ def _link(seen: Seen) -> Step:
     number, facts, edge = StepNumber.LINK, seen.facts, seen.evidence.edge
     if facts is not None and seen.facts_from == "edge core":
         since = facts.cloud_since_ms
+        if facts.cloud_connected and seen.evidence.cloud.reason == NODE_SILENT:
+            return step(
+                number, "broken", f"connected to {facts.cloud_url}, and CloudCore's question did not get through",
+                "something between the two lets nothing pass, or little: a firewall, NAT, VPN or proxy. Either end "
+                "notices within half a minute, and edge core dials again", at_ms=since, age_s=seen.edge_age_s(since),
+            )  # fmt: skip
         if facts.cloud_connected:
             return step(number, "ok", f"connected to {facts.cloud_url}", at_ms=since, age_s=seen.edge_age_s(since))
         trouble = facts.cloud_trouble or "not connected yet"

@@ -37,6 +37,12 @@ def _written(name: str, wanted: str, side: Desired, value: str, *, type_: str, a
     """`side`: what the mapper has been told, and what became of it; `value`: what the device has."""
     at_ms = side.updated_ms
     if side.value[:MAX_VALUE_CHARS] not in ("", wanted[:MAX_VALUE_CHARS]):
+        if not side.write:  # what a mapper of ours speaks of has a write state; what an app asks for has none
+            return Detail(
+                name, "broken", f"{short(wanted)} is wanted, and at the edge {short(side.value)}",
+                "an app there asks for that over MQTT (`expected`), or a change has not arrived yet. What counts is "
+                "the Device: change its `desired`, and the mapper says what became of it", at_ms, age_s, True,
+            )  # fmt: skip
         return Detail(
             name, "broken", f"{short(wanted)} is wanted; the mapper speaks of {short(side.value)}",
             "it is told as soon as the change is at the edge: look at the mapper's log", at_ms, age_s, True,

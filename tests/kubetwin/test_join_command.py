@@ -21,9 +21,11 @@ async def service(tmp_path: Path) -> AsyncIterator[JoinService]:
         yield service
 
 
-async def join(service: JoinService, *arguments: str, token: str = "") -> tuple[int, str, str]:
+async def join(
+    service: JoinService, *arguments: str, token: str = "", cloudcore: str = "127.0.0.1:10000"
+) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "kubetwin", "join", "--cloudcore", "127.0.0.1:10000", "--certport", str(service.port),
+        sys.executable, "-m", "kubetwin", "join", "--cloudcore", cloudcore, "--certport", str(service.port),
         *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "KUBETWIN_JOIN_TOKEN": token},
     )  # fmt: skip
@@ -53,6 +55,17 @@ async def test_a_machine_becomes_a_node(service: JoinService, tmp_path: Path) ->
     code, _, errors = await join(service, *arguments, "--force", token=service.token())
     assert code == 0, errors
     assert len(service.issued) == 2
+
+
+async def test_of_several_cloud_cores_one_that_answers_is_enough(service: JoinService, tmp_path: Path) -> None:
+    both, data = "127.0.0.2:10000, 127.0.0.1:10001", tmp_path / "node"  # nobody listens on the first
+    code, _, errors = await join(
+        service, "--node", "edge-9", "--data", str(data), token=service.token(), cloudcore=both
+    )
+    assert code == 0, errors
+    hub = load_config(data / "edgecore.yaml").modules.edge_hub
+    assert hub.websocket.server == "127.0.0.2:10000,127.0.0.1:10001"
+    assert hub.http_server == f"https://127.0.0.2:{service.port},https://127.0.0.1:{service.port}"
 
 
 async def test_what_is_in_the_way_is_named(service: JoinService, tmp_path: Path) -> None:

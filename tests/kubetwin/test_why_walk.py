@@ -102,6 +102,10 @@ def test_a_path_that_is_well_has_no_broken_step(given: Evidence) -> None:
             evidence(facts=facts(cloud_connected=False, cloud_trouble="certificate expired")),
         ),
         named(
+            "half open", StepNumber.LINK, "question did not get through",
+            evidence(cloud=CloudEnd(error="did not answer within 5 s", reason=NODE_SILENT), edge=EdgeEnd(facts=FACTS)),
+        ),
+        named(
             "edge core dead", StepNumber.LINK, "nobody listens",
             edge_half(edge=EdgeEnd(socket="/run/edgecore.sock", trouble="nobody listens")),
         ),
