@@ -1,4 +1,4 @@
-"""An end is killed, its clock jumps, its disk is full, or the API server is away."""
+"""An end is killed, its clock jumps, or its disk is full."""
 
 import contextlib
 import os
@@ -14,14 +14,10 @@ import pytest
 
 from tests.e2e.harness import wait_for
 from tests.faults.clock import NoCompiler, SetClock
-from tests.faults.proxy import Faults
-from tests.faults.world import GROWTH_BYTES, WITHIN_S, World, faulty_world
+from tests.faults.world import WITHIN_S, World, faulty_world
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-OUTAGE_S = float(os.environ.get("KUBETWIN_FAULTS_OUTAGE_S", "30"))
-"""How long the API server is away: a tenth of the five minutes that are asked for, which is past every Lease (10 s),
-deadline and longest pause (5 s) that there is; 300 gives the whole length."""
 DISK_BYTES = 2 * 1024 * 1024
 HOUR_S = 3600
 
@@ -62,42 +58,6 @@ def test_killed_while_it_starts(well: World, part: str) -> None:
             time.sleep(rng.uniform(0, 1.5))
         well.restart(part)
     well.all_right()
-
-
-@pytest.mark.parametrize("way", ("silent", "refused", "cut again and again", "killed"))
-def test_the_api_server_is_away(well: World, way: str) -> None:
-    """What changes meanwhile is at its place when it is back; nodes stay connected, and one that comes waits. A watch
-    that fell silent is noticed after 90 s.
-    """
-    # Once: up to 64 connections to the API, each with 300 KiB of buffers, that all try at the same time. The four
-    # outages count together, so what each of them left behind would show.
-    well.allowed = {**GROWTH_BYTES, "cloudcore": 20_000_000}
-    outage_s = OUTAGE_S if way == "silent" else min(OUTAGE_S, 12.0)
-    silent = Faults(swallow_after=0)
-    if way == "silent":
-        well.api.set(up=silent, down=silent)
-    elif way == "refused":
-        well.api.refuse()
-        well.api.cut()
-    elif way == "killed":
-        well.kill("apiserver")
-    rng, end, reconnected = random.Random(way), time.monotonic() + outage_s, False
-    with well.changing(seed=34, wishes=way != "killed"):
-        while time.monotonic() < end:
-            time.sleep(rng.uniform(0.1, 1.0))
-            if way == "cut again and again":
-                well.api.cut(reset=rng.random() < 0.5)
-            if not reconnected and time.monotonic() > end - outage_s / 2:
-                well.hub.cut()
-                reconnected = True
-    if way == "killed":
-        well.start("apiserver")
-    if way in ("silent", "refused"):
-        well.api.heal()
-        if way == "silent":
-            assert well.wrong(), "cloud core cannot have got through"
-    well.wish_all(3400)
-    well.all_right(110)
 
 
 MACHINES = {"the edge": ("edgecore", "mapper-modbus"), "the cloud": ("cloudcore",)}

@@ -170,8 +170,6 @@ class World(Parts):
             thread.join()
         assert not errors, errors
 
-    allowed: Mapping[str, int] = GROWTH_BYTES
-
     def note_memory(self) -> None:
         """What each process has now counts as normal."""
         self._memory = self.memory()
@@ -188,7 +186,7 @@ class World(Parts):
             if (at := log.find("Traceback")) >= 0:
                 raise AssertionError(f"{part} has logged a traceback:\n{log[max(0, at - 500) : at + 3000]}")
         deadline = time.monotonic() + SETTLE_S
-        while any(grown > self.allowed[part] for part, grown in self.grown().items()):
+        while any(grown > GROWTH_BYTES[part] for part, grown in self.grown().items()):
             assert time.monotonic() < deadline, f"grown by {self.grown()} bytes, {SETTLE_S:g} s after all was well"
             time.sleep(0.5)
 
