@@ -13,7 +13,7 @@ from typing import Final
 
 import click
 
-from cloudcore.config import default_config, dump, load_config, minimal_config
+from cloudcore.config import default_config, dump, load_config, minimal_config, without_effect
 from dmi import ConfigError
 from dmi.log_lines import log_to_stderr
 
@@ -60,6 +60,8 @@ def _run(file: Path) -> int:
         config, unknown = load_config(file)
         if unknown:
             logger.warning("%s: keys not known here are left out: %s", file, ", ".join(unknown))
+        if unused := without_effect(config):
+            logger.warning("%s: keys that have no effect here: %s", file, ", ".join(unused))
         try:
             from cloudcore.app import run  # the rest is imported only to run: --minconfig answers at once
             from cloudcore.kube import KubeConfigError

@@ -14,7 +14,15 @@ from msgspec import Meta, Struct
 from dmi import ConfigError
 from dmi.settings import load_settings
 
-__all__ = ["CloudCoreConfig", "default_config", "dump", "load_config", "minimal_config", "own_address"]
+__all__ = [
+    "CloudCoreConfig",
+    "default_config",
+    "dump",
+    "load_config",
+    "minimal_config",
+    "own_address",
+    "without_effect",
+]
 
 API_VERSION: Final = "cloudcore.config.kubeedge.io/v1alpha1"
 KIND: Final = "CloudCore"
@@ -177,6 +185,21 @@ def load_config(file: Path) -> tuple[CloudCoreConfig, list[str]]:
     if config.kind != KIND:  # the version is not looked at: upstream's own chart writes another
         raise ConfigError(f"{file}: kind", f"{config.kind!r} is not {KIND}")
     return config, unknown
+
+
+def without_effect(config: CloudCoreConfig) -> list[str]:
+    """The paths of keys that are taken so that upstream's files load, and that somebody has set to no use."""
+    pairs = (
+        ("commonConfig.monitorServer", config.common_config.monitor_server, ("enable_profiling",)),
+        ("modules.edgeController", config.modules.edge_controller, ("node_update_frequency",)),
+        ("modules.deviceController.buffer", config.modules.device_controller.buffer, DeviceBuffer.__struct_fields__),
+    )
+    return [
+        f"{path}.{field.encode_name}"
+        for path, part, names in pairs
+        for field in msgspec.structs.fields(part)
+        if field.name in names and getattr(part, field.name) != field.default
+    ]
 
 
 def default_config() -> dict[str, Any]:

@@ -132,6 +132,7 @@ class Listener:
             if len(self._greeting) >= self._limits.waiting and not self._make_room(str(address[0])):
                 self._refuse("too many at once", address[0])
                 client.close()
+                await asyncio.sleep(0)  # the next may be there already, and nobody else would have a turn
                 continue
             task = asyncio.create_task(self._greet(client, str(address[0])), name=f"greet {address[0]}")
             self._greeting.add(task)

@@ -31,6 +31,9 @@ __all__ = [
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 """Router bodies reach 12 MiB and grow by a third in base64 (channel contract 2.8)."""
 
+MAX_ANY_CASE_BYTES: Final = 256 * 1024
+"""Looking for members in other letters takes them all apart: for 16 MiB of them that was 5 s and 500 MB."""
+
 OK: Final = "OK"
 """Content of an acknowledgement."""
 
@@ -120,7 +123,8 @@ def encode(message: Message) -> bytes:
 
 
 def decode(frame: bytes | str) -> Message:
-    """One WebSocket message → envelope. Unknown members are ignored, and names of members may be in any case, as in Go.
+    """One WebSocket message → envelope. Unknown members are ignored, and names of members may be in any case, as in Go;
+    only in Go's own letters in a message of more than `MAX_ANY_CASE_BYTES`.
 
     Raises:
         MalformedMessage: Not JSON, not an envelope, or larger than `MAX_MESSAGE_BYTES`.
@@ -131,10 +135,11 @@ def decode(frame: bytes | str) -> Message:
         try:
             message = _decoder.decode(frame)
         except msgspec.ValidationError:
+            if len(frame) > MAX_ANY_CASE_BYTES:
+                raise
             return _decode_any_case(frame)
-        if message.content is _NULL or not message.route.operation:  # neither is ever left out: is it in other letters?
-            return _decode_any_case(frame)
-        return message
+        lacking = message.content is _NULL or not message.route.operation  # neither is ever left out
+        return _decode_any_case(frame) if lacking and len(frame) <= MAX_ANY_CASE_BYTES else message
     except _UNREADABLE as error:
         raise MalformedMessage(f"not an envelope: {error}") from error
 

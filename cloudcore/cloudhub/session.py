@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 WRITE_TIMEOUT_S: Final = 30.0
 """Longest wait for a node that does not read; upstream has the setting and does not use it."""
+LONG_S: Final = 0.01
+"""Of the processor, to look at one message of a node; its next waits `REST` times as long, `MAX_REST_S` at most."""
+REST: Final = 4.0
+MAX_REST_S: Final = 1.0
 TURN: Final = 64
 """Messages sent before other nodes have their turn."""
 
@@ -145,12 +150,15 @@ class Session:
         try:
             while self._verdict is None:
                 message = await self._connection.receive()
+                began_s = time.thread_time()  # that the process has to wait for a processor is nobody's fault
                 try:
                     take(self, message)
                 except Exception:  # one message must not end the session of a node
                     logger.exception("node %s: %.256r could not be taken", self.node, message.describe())
-                # A burst that is in memory already would otherwise keep all other nodes waiting.
-                await asyncio.sleep(0)
+                # A burst that is in memory already would otherwise keep all other nodes waiting, and so would messages
+                # that take their time: whose they are has a part of it, all others have the rest.
+                took_s = time.thread_time() - began_s
+                await asyncio.sleep(0 if took_s < LONG_S else min(took_s * REST, MAX_REST_S))
         except ConnectionLost as lost:
             gone = str(lost)
         except asyncio.CancelledError:

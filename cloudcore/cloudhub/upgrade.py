@@ -54,8 +54,10 @@ def wrong_with(message: Message, node: str) -> str:
         return "route"
     if route.group == "user":
         return "" if len(resource) <= _MAX_TOPIC else "resource"  # topics and URLs
+    if len(resource) > _MAX_RESOURCE:  # not to be taken apart
+        return "resource"
     parts = resource.split("/")
-    if len(resource) > _MAX_RESOURCE or not resource.isprintable() or ".." in parts or "." in parts:
+    if not resource.isprintable() or ".." in parts or "." in parts:
         return "resource"
     if parts[0] == "node" and len(parts) > 3 and parts[1] != node:
         return "resource of another node"

@@ -222,10 +222,13 @@ class DeviceController:
         if not self._reports_welcome:  # with thousands of nodes, going through it for nothing takes its time
             return
         for link, message, report in self._pop_early(node):
-            if self._may_judge(link):
-                self._take_report(link, message, report)
-            else:
+            if not self._may_judge(link):
                 self._keep_early(link, message, report)
+                continue
+            try:
+                self._take_report(link, message, report)
+            except Exception:  # one report must not keep the others, or end the process
+                logger.exception("node %s: %.256r could not be taken", node, message.describe())
 
     def _take_report(self, link: NodeLink, message: Message, report: DeviceReport) -> None:
         key = Key(report.namespace, report.name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -12,6 +13,9 @@ from cloudcore.kube import Key, Object
 from dmi import ConfigError, Device, DeviceModel, Problem, check_device, device_from_crd, model_from_crd
 
 __all__ = ["Declaration", "Declarations", "examine"]
+
+MAX_PROBLEM_CHARACTERS: Final = 512
+"""A message quotes what is wrong, which may be a megabyte of a model that thousands of devices have."""
 
 
 class Declaration(Struct, frozen=True):
@@ -49,11 +53,21 @@ def examine(key: Key, device: Object, find_model: Callable[[Key], Object | None]
     )
     if problems:
         return _blocked(declared, problems)
-    return msgspec.structs.replace(declared, problems=(*_protocol(value, model), *check_device(value, model)))
+    return msgspec.structs.replace(declared, problems=_short((*_protocol(value, model), *check_device(value, model))))
 
 
 def _blocked(declared: Declaration, problems: list[Problem]) -> Declaration:
-    return msgspec.structs.replace(declared, problems=tuple(problems), blocked=problems[0].message)
+    short = _short(problems)
+    return msgspec.structs.replace(declared, problems=short, blocked=short[0].message)
+
+
+def _short(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    return tuple(
+        problem
+        if len(problem.message) <= MAX_PROBLEM_CHARACTERS
+        else msgspec.structs.replace(problem, message=problem.message[: MAX_PROBLEM_CHARACTERS - 1] + "…")
+        for problem in problems
+    )
 
 
 def _model(key: Key, device: Object, find_model: Callable[[Key], Object | None]) -> DeviceModel | Problem:

@@ -184,7 +184,10 @@ class Downstream:
         self._complete = True
         for view in self._views.values():
             if view.asked:
-                self._tell_when_seen(view)
+                try:
+                    self._tell_when_seen(view)
+                except Exception:  # one odd object must not end the process
+                    logger.exception("node %s could not be told of its devices", view.link.node)
 
     def device_changed(self, key: Key, old: Object | None, new: Object | None) -> None:
         if new is None:

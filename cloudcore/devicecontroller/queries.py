@@ -175,10 +175,11 @@ class Queries:
             return
         try:
             answer = message.data(Answer)
-        except MalformedMessage as error:
+            deep = not answer.error and _is_deep(answer.result)
+        except (MalformedMessage, msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter: of the result
             self._answer(key, id_, error=f"the node's answer cannot be read: {error}"[:1024])
             return
-        if not answer.error and _is_deep(answer.result):
+        if deep:
             self._answer(key, id_, error=f"the node's answer is nested deeper than {MAX_DEPTH} levels")
             return
         self._answer(key, id_, result=answer.result, error=answer.error[:1024])
@@ -310,7 +311,9 @@ class Queries:
     def _forget(self, asked: _Asked) -> None:
         """Stop waiting for an answer of the node."""
         sent = self._sent.pop(asked.message_id, None)
-        self._held.get(asked.node, {}).pop(asked.message_id, None)
+        held = self._held.get(asked.node)
+        if held is not None and held.pop(asked.message_id, None) is not None and not held:
+            del self._held[asked.node]
         asked.message_id = ""
         if sent is not None:
             sent[2].cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cloudcore.devicecontroller.declarations import Declaration
@@ -16,6 +17,8 @@ __all__ = ["device_status", "is_lazy", "owner_uid", "render", "status_patch", "s
 
 SUMMARY_CHARACTERS: Final = 200
 _VALUE_CHARACTERS: Final = 60
+_PROPERTY_CHARACTERS: Final = 253
+MAX_PROBLEMS: Final = 100
 _EXTENSIONS: Final = ("summary", "reason", "since", "conditions", "problems")
 
 
@@ -31,7 +34,7 @@ def render(known: Known, declared: Declaration, shown: Shown) -> Object:
             "reason": shown.reason,
             "since": shown.since,
             "conditions": conditions,
-            "problems": [_problem(problem) for problem in declared.problems],
+            "problems": _problems(declared.problems),
         },
     }
 
@@ -73,10 +76,15 @@ def _side(side: Reported | Desired) -> Object:
     return {"value": side.value, "metadata": metadata} if metadata else {"value": side.value}
 
 
-def _problem(problem: Problem) -> Object:
-    rendered = {"reason": problem.reason, "message": problem.message}
-    if problem.property_name:
-        rendered["property"] = problem.property_name
+def _problems(problems: Sequence[Problem]) -> list[Object]:
+    """The first ones: with all that thousands of properties may have, the status would be too large to be written."""
+    rendered: list[Object] = []
+    for problem in problems[:MAX_PROBLEMS]:
+        rendered.append({"reason": problem.reason, "message": problem.message})
+        if problem.property_name:
+            rendered[-1]["property"] = problem.property_name[:_PROPERTY_CHARACTERS]
+    if (more := len(problems) - MAX_PROBLEMS) > 0:
+        rendered.append({"reason": "MoreProblems", "message": f"{more} more, which are not shown"})
     return rendered
 
 

@@ -25,6 +25,8 @@ MAX_REPORT_BYTES: Final = 4 * 1024 * 1024
 """Of a report; more could not be written, and decoded it takes many times as much memory."""
 MAX_PROPERTIES: Final = 10_000
 """In a report; fewer fit into an API object, and nobody else is served while they are read."""
+_MEMBERS: Final = 20
+"""Of a property, at most; stock edge cores send 8."""
 MAX_WRONG: Final = 16
 """Properties that are named when they cannot be read."""
 
@@ -84,6 +86,8 @@ def read_twin_report(message: Message) -> tuple[dict[str, Sides], list[str]]:
     sides: dict[str, Sides] = {}
     wrong: list[str] = []
     _check_size(message)
+    if bytes(message.content).count(b",") > MAX_PROPERTIES * _MEMBERS:
+        raise MalformedMessage(f"content of {message.describe()}: more than {MAX_PROPERTIES} properties")
     content = message.data(_TwinContent)
     if len(content.twin) > MAX_PROPERTIES:
         raise MalformedMessage(f"content of {message.describe()}: more than {MAX_PROPERTIES} properties")

@@ -206,7 +206,9 @@ class StatusWriter:
             self._queue.add(key, delay_s=wait_s)
             return
         confirmed, record.waiting = record.waiting, {}
-        shown = record.shown
+        # What another device of that name was shown as is no news about this one.
+        ours = status is not None and owner_uid(status) in ("", record.uid)
+        before, shown = read_shown(current if ours else None), record.shown
         record.writing = wanted
         try:
             if status is None:
@@ -226,7 +228,7 @@ class StatusWriter:
             record.writing = None
         record.failures, record.trouble = 0, ""
         self._recovered()
-        self._tell(key, device, read_shown(current), shown)
+        self._tell(key, device, before, shown)
         self._answer_at(self._free_at(record), confirmed)
 
     def _free_at(self, record: Record) -> float:

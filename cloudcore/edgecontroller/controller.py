@@ -10,6 +10,7 @@ from typing import Final
 from msgspec import Struct
 
 from cloudcore.audit import Audit
+from cloudcore.edgecontroller.authorization import mapping
 from cloudcore.edgecontroller.desk import Desk, NodeLink
 from cloudcore.edgecontroller.downstream import Downstream, NoRecords, Records
 from cloudcore.edgecontroller.kinds import NODES
@@ -130,6 +131,8 @@ class EdgeController:
             except KubeError as error:
                 logger.debug("node %s cannot be marked with our address: %s; trying on", node, error)
                 self._unmarked.add(node, delay_s=RETRY_S)
+            except Exception:  # one odd node must not stop all others
+                logger.exception("node %s could not be marked with our address", node)
             finally:
                 self._unmarked.done(node)
 
@@ -137,7 +140,7 @@ class EdgeController:
         known = self.objects.edge_node(node)
         if known is None or node not in self._links or not self._address:
             return
-        annotations = (known.get("metadata") or {}).get("annotations") or {}
+        annotations = mapping(mapping(known.get("metadata")).get("annotations"))
         if annotations.get(CLOUD_ANNOTATION) != self._address:
             patch = {"metadata": {"annotations": {CLOUD_ANNOTATION: self._address}}}
             try:

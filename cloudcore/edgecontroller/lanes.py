@@ -17,6 +17,10 @@ LANE: Final = 256
 """Requests of one node that wait. A stock edge core sends 30 a second at most and waits for most answers."""
 WAITING: Final = 50_000
 """Requests of all nodes that wait."""
+LARGE: Final = 64 * 1024
+RATE: Final = 512 * 1024
+"""Bytes a second: after a request that is `LARGE` the node's next in its place has to wait so long, or a node that
+sends such ones for ever would have most of the process."""
 LANE_BYTES: Final = 8 * 1024 * 1024
 WAITING_BYTES: Final = 128 * 1024 * 1024
 
@@ -80,9 +84,7 @@ class Lanes(Generic[T]):
         while True:
             node = await self._turns.get()
             self._less(self._turns_of, node)
-            lane = self._waiting.get(node)
-            if not lane:
-                continue
+            lane = self._waiting[node]  # there are no more turns of a node than requests of it that wait
             request = lane.popleft()
             self._count -= 1
             self._bytes[node] -= self._size_of(request)
@@ -93,8 +95,14 @@ class Lanes(Generic[T]):
             try:
                 await self._serve(request)
             finally:
-                self._less(self._running, node)
-                self._offer(node)
+                if (size := self._size_of(request)) > LARGE:
+                    asyncio.get_running_loop().call_later(size / RATE, self._done, node)
+                else:
+                    self._done(node)
+
+    def _done(self, node: str) -> None:
+        self._less(self._running, node)
+        self._offer(node)
 
     @staticmethod
     def _less(counts: Counter[str], node: str) -> None:

@@ -53,7 +53,8 @@ async def patch_pod(desk: Desk, request: Request) -> Message:
     patch = request.body()
     with desk.checking(request):
         patch = narrow_patch(f"pod {request.key}", patch, metadata=frozenset({"uid"}))
-    known = await _bound_uid(desk, request, request.key)
+    uid = mapping(patch.get("metadata")).get("uid")
+    known = await _bound_uid(desk, request, request.key, uid=uid if isinstance(uid, str) else "")
     metadata = {"uid": known} | mapping(patch.get("metadata"))  # else it may meet a successor on another node
     patch = {**patch, "metadata": metadata}
     pod = await desk.client.patch(PODS, request.key, patch, subresource="status", strategic=True)

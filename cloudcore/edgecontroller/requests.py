@@ -35,6 +35,8 @@ READY_S: Final = 5.0
 """How long a request waits for the API to have told of nodes and pods; then the node is told to try again."""
 MAX_BYTES: Final = 3 * 512 * 1024
 """Of a request: what etcd takes of an object. Decoded it takes many times as much memory."""
+MAX_MEMBERS: Final = 128 * 1024
+"""Of a request of that size. It can hold 700,000, and taking them apart would keep all other nodes waiting."""
 _CA: Final = "k8s/ca.crt"
 
 _Answer = Callable[[Desk, Request], Awaitable[Message | None]]
@@ -118,6 +120,9 @@ class Requests:
         if message.size > MAX_BYTES:
             self._fail(link, message, "too large", f"the request has more than {MAX_BYTES} bytes")
             return
+        if _members(message) > MAX_MEMBERS:
+            self._fail(link, message, "too large", f"the request has more than {MAX_MEMBERS} members")
+            return
         if route.resource == _CA:
             path, key, verb = ObjectPath("", "ca", ""), Key("", ""), _CA_VERB
         else:
@@ -196,3 +201,9 @@ class Requests:
         except Exception as error:  # a request of one node must not end the service of all
             logger.exception("node %s: %r could not be answered", request.node, message.describe()[:512])
             return "failed", failure(message, f"this cloud core failed: {type(error).__name__}")
+
+
+def _members(message: Message) -> int:
+    """About how many values the content has; those in texts count, and a JSON text has them there."""
+    content = bytes(message.content)
+    return 0 if len(content) <= MAX_MEMBERS else sum(map(content.count, (b",", b"[", b"{")))

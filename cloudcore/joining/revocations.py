@@ -39,7 +39,7 @@ class DenyList(Struct, frozen=True):
         if node in self.nodes:
             return f"node {node} is revoked"
         serial = str((certificate or {}).get("serialNumber", "")).lower().lstrip("0")
-        if serial and serial in self.serials:
+        if serial in self.serials:
             return f"the certificate with serial {serial} is revoked"
         if (certificate or {}).get("sha256", "") in self.fingerprints:
             return "this certificate is revoked"

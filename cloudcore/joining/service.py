@@ -41,7 +41,7 @@ CONNECTIONS: Final = 128
 """At a time; one costs up to 300 KB, most of it asyncio's buffer for TLS."""
 PER_ADDRESS: Final = 32
 BAD_TOKENS: Final = 20
-"""A minute, of one address; then it waits."""
+"""A minute, of one address; what is bad beyond is answered with no reason and no line in the log."""
 NODE_QUESTIONS: Final = 60
 """A minute, of one address: each is a request to the API server."""
 
@@ -205,12 +205,12 @@ class JoinService:
         certificate, deny = tls.peer_certificate(request.peer.tls), self._revocations.current
         if certificate:
             if reason := identity_refusal(node, certificate, strict=self._settings.strict):
-                raise self._refused("join: certificate", node, 401, reason)
+                # Under its own name: of others it can call itself by any number, and each would be a line in the log.
+                raise self._refused("join: certificate", tls.node_of(certificate), 401, reason)
             if reason := deny.refusal(node, certificate):
                 raise self._refused("join: revoked", node, 401, reason)
             return "certificate"
         address = request.peer.address
-        _wait(self._bad_tokens, address)
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         bearer = bearer.strip()
         try:
@@ -221,6 +221,8 @@ class JoinService:
             if hashlib.sha256(whole.encode()).hexdigest() in deny.tokens:
                 raise BadToken("the token is revoked")
         except BadToken as error:
+            # Only now: behind a balancer good tokens come from the address of the bad ones, and nobody guesses an HMAC.
+            _wait(self._bad_tokens, address)
             self._bad_tokens.add(address)
             raise self._refused("join: token", node, 401, str(error)) from None
         if reason := deny.refusal(node, None):

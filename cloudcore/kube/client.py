@@ -21,8 +21,9 @@ from kubernetes.aio.config import ConfigException
 from msgspec import Struct
 
 from cloudcore.kube.config import load_configuration
+from cloudcore.kube.decoding import Decoding
 from cloudcore.kube.errors import Unauthorized, Unavailable, error_for
-from cloudcore.kube.objects import Key, Kind, Object
+from cloudcore.kube.objects import Key, Kind, Object, metadata_of
 from cloudcore.kube.stream import EventStream
 from cloudedge.errors import without_frames
 
@@ -76,6 +77,7 @@ class KubeClient:
         self._rest: Any = RESTClientObject(configuration)
         self._limiter = _TokenBucket(qps, burst)
         self._reloaded_at = time.monotonic()
+        self._decoding = Decoding()
 
     @classmethod
     async def open(cls, *, kubeconfig: str = "", master: str = "", qps: float = 0.0, burst: int = 1) -> Self:
@@ -102,9 +104,14 @@ class KubeClient:
         answer = await self._call(
             "GET", kind.path(scope.namespace), what=f"list {kind.plural}", query=query, accept=accept
         )
-        metadata = answer.get("metadata") or {}
+        metadata, items = metadata_of(answer), answer.get("items", "")
+        if items is None:  # as Go may write an empty one
+            items = []
+        # Whatever else a proxy says with a 200 must not be taken for "there are none": that would delete all there are.
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise Unavailable(f"list {kind.plural}: the answer is no list")
         return Page(
-            items=[item for item in answer.get("items") or [] if isinstance(item, dict)],
+            items=items,
             resource_version=str(metadata.get("resourceVersion") or ""),
             continue_token=str(metadata.get("continue") or ""),
         )
@@ -135,7 +142,7 @@ class KubeClient:
         response = await self._request(
             "GET", kind.path(scope.namespace), what=what, query=query, timeout=timeout, accept=accept
         )
-        return EventStream(response, what)
+        return EventStream(response, what, self._decoding)
 
     async def get(self, kind: Kind, key: Key) -> Object:
         return await self._call("GET", kind.path(key.namespace, key.name), what=f"get {kind.plural} {key}")
@@ -220,13 +227,11 @@ class KubeClient:
             method, path, what=what, query=query, body=body, content_type=content_type, accept=accept, timeout=timeout
         )
         try:
-            answer = _decoder.decode(await response.read())
+            answer = self._decoding.decode(await response.read(), what, _decoder)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"{what}: connection lost in the answer: {_text(error)}") from without_frames(error)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Unavailable(f"{what}: the answer is not JSON: {error}") from error
-        except RecursionError as error:
-            raise Unavailable(f"{what}: the answer is nested too deeply: is one of these objects?") from error
         finally:
             response.release()
         if not isinstance(answer, dict):

@@ -100,9 +100,9 @@ def error_for(status: int, body: bytes, *, what: str, retry_after: str | None = 
     """The error for an answer that is no success. `what` was asked, such as `patch devicestatuses default/d`."""
     try:
         parsed = msgspec.json.decode(body, type=_Status)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         parsed = _Status(message=body[:200].decode(errors="replace"))
-    status = status or parsed.code
+    status = status or parsed.code or 500  # an ERROR event that does not say what it is: an answer all the same
     type_ = _BY_STATUS.get(status, Unavailable if status >= 500 else KubeError)
     if status == 409 and parsed.reason == "AlreadyExists":
         type_ = AlreadyExists
@@ -110,5 +110,5 @@ def error_for(status: int, body: bytes, *, what: str, retry_after: str | None = 
         f"{what}: {parsed.message or parsed.reason or 'no reason given'} (HTTP {status})",
         status=status,
         reason=parsed.reason,
-        retry_after_s=float(retry_after) if retry_after and retry_after.isdigit() else 0.0,
+        retry_after_s=float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else 0.0,
     )

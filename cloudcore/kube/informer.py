@@ -11,11 +11,11 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 from cloudcore.kube.client import EVERYTHING, KubeClient, Scope
 from cloudcore.kube.errors import Gone, KubeError, NotFound, TooManyRequests, Unavailable
-from cloudcore.kube.objects import Key, Kind, Object, identity, key_of, resource_version, version_number
+from cloudcore.kube.objects import Key, Kind, Object, identity, key_of, metadata_of, resource_version, version_number
 
 __all__ = ["Informer", "Subscriber"]
 
@@ -107,10 +107,10 @@ class Informer:
                 self._version = ""
             except KubeError as error:
                 self._note(error)
-                if error.status:  # an answer, so it is not the connection: do not insist on this version
-                    self._version = ""
-                if isinstance(error, TooManyRequests):
+                if isinstance(error, TooManyRequests):  # a list would be the last thing that it has time for
                     wait_s = min(error.retry_after_s, 30.0)
+                elif error.status:  # an answer, so it is not the connection: do not insist on this version
+                    self._version = ""
             if clock() - started > STABLE_S:
                 delay_s = BACKOFF_FIRST_S
             await asyncio.sleep(max(wait_s, delay_s * random.uniform(0.5, 1.0)))  # noqa: S311 - jitter, not a secret
@@ -127,7 +127,10 @@ class Informer:
                 # Items of a list carry no apiVersion and kind of their own.
                 item.setdefault("apiVersion", self.kind.api_version)
                 item.setdefault("kind", self.kind.kind)
-                seen[key_of(item)] = item
+                # Made small at once: thousands of whole objects would take their room.
+                kept = self._kept(item) or self._objects.get(key_of(item))
+                if kept is not None:
+                    seen[key_of(kept)] = kept
             token = page.continue_token
             if not token:
                 break
@@ -142,7 +145,7 @@ class Informer:
         self.relists += 1
         for key, obj in seen.items():
             if key not in ahead:
-                self._take(obj, listed=True)
+                self._put(obj)
         for key in self._objects.keys() - seen.keys() - ahead:
             self._drop(key)
         if not self.synced.is_set():
@@ -175,22 +178,33 @@ class Informer:
         self._version = resource_version(obj) or self._version
         self._progress = version_number(self._version)
 
-    def _take(self, obj: Object, *, listed: bool = False) -> None:
+    def _take(self, obj: Object) -> None:
+        """Unless it is older than what a write's answer has told us already, of this object or of one that has its
+        name since.
+        """
+        old = self._objects.get(key_of(obj))
+        if old is not None and version_number(resource_version(obj)) < version_number(resource_version(old)):
+            return
+        if not _is_same(old, obj) and (kept := self._kept(obj)) is not None:
+            self._put(kept)
+
+    def _kept(self, obj: Object) -> Object | None:
+        """What is kept of an object; None: it is none that anything can be kept of."""
+        metadata_of(obj).pop("managedFields", None)  # often half of an object, and nobody here reads them
+        if self._slim is None:
+            return obj
+        try:
+            return self._slim(obj)
+        except Exception:  # one bad object must not end the watch of all others
+            logger.exception("%s %s: cannot be read, and is left out", self.kind.plural, key_of(obj))
+            return None
+
+    def _put(self, obj: Object) -> None:
         key = key_of(obj)
         old = self._objects.get(key)
-        if old is not None and identity(old) == identity(obj):
-            new_version, old_version = resource_version(obj), resource_version(old)
-            if new_version == old_version:
-                return
-            # Older than what a write's answer has told us already; a list is always the truth.
-            if not listed and version_number(new_version) < version_number(old_version):
-                return
-        metadata: dict[str, Any] = obj.get("metadata") or {}
-        metadata.pop("managedFields", None)  # often half of an object, and nobody here reads them
-        if self._slim is not None:
-            obj = self._slim(obj)
-        self._objects[key] = obj
-        self._tell(key, old, obj)
+        if not _is_same(old, obj):
+            self._objects[key] = obj
+            self._tell(key, old, obj)
 
     def _drop(self, key: Key, *, uid: str = "") -> None:
         old = self._objects.get(key)
@@ -229,3 +243,7 @@ class Informer:
         if self._trouble:
             self._trouble = ""
             logger.info("%s: the API server answers again", self.kind.plural)
+
+
+def _is_same(old: Object | None, new: Object) -> bool:
+    return old is not None and identity(old) == identity(new) and resource_version(old) == resource_version(new)

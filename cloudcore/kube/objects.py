@@ -8,7 +8,18 @@ from msgspec import Struct
 
 from cloudcore.kube.errors import Invalid
 
-__all__ = ["Key", "Kind", "Object", "identity", "key_of", "label", "resource_version", "spec_of", "version_number"]
+__all__ = [
+    "Key",
+    "Kind",
+    "Object",
+    "identity",
+    "key_of",
+    "label",
+    "metadata_of",
+    "resource_version",
+    "spec_of",
+    "version_number",
+]
 
 Object = dict[str, Any]
 """A decoded object. Shared by everybody who reads a cache, so nobody changes one."""
@@ -54,23 +65,28 @@ class Kind(Struct, frozen=True):
         return "/" + "/".join(parts)
 
 
+def metadata_of(obj: Object) -> Object:
+    metadata = obj.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def key_of(obj: Object) -> Key:
-    metadata = obj.get("metadata") or {}
+    metadata = metadata_of(obj)
     return Key(str(metadata.get("namespace") or ""), str(metadata.get("name") or ""))
 
 
 def identity(obj: Object) -> str:
     """The UID: another one under the same name is another object."""
-    return str((obj.get("metadata") or {}).get("uid") or "")
+    return str(metadata_of(obj).get("uid") or "")
 
 
 def resource_version(obj: Object) -> str:
-    return str((obj.get("metadata") or {}).get("resourceVersion") or "")
+    return str(metadata_of(obj).get("resourceVersion") or "")
 
 
 def version_number(version: str) -> int:
     """A resource version for comparing: they are decimal numbers that only grow; 0 when this one is not."""
-    return int(version) if version.isascii() and version.isdigit() else 0
+    return int(version) if version.isascii() and version.isdigit() and len(version) <= 20 else 0
 
 
 def spec_of(obj: Object) -> Object:
@@ -79,6 +95,6 @@ def spec_of(obj: Object) -> Object:
 
 
 def label(obj: Object, name: str) -> str:
-    labels = (obj.get("metadata") or {}).get("labels") or {}
-    value = labels.get(name)
+    labels = metadata_of(obj).get("labels")
+    value = labels.get(name) if isinstance(labels, dict) else None
     return value if isinstance(value, str) else ""

@@ -8,6 +8,7 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
+from cloudcore.kube.decoding import Decoding
 from cloudcore.kube.errors import Unavailable, error_for
 from cloudedge.errors import without_frames
 
@@ -30,9 +31,10 @@ _decoder: Final = msgspec.json.Decoder(Event)
 class EventStream:
     """Use as `async with await client.watch(...) as stream`."""
 
-    def __init__(self, response: aiohttp.ClientResponse, what: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, what: str, decoding: Decoding) -> None:
         self._response = response
         self._what = what
+        self._decoding = decoding
         self._lines: list[bytes] = []
         self._rest = b""
 
@@ -68,11 +70,9 @@ class EventStream:
 
     def _event(self, line: bytes) -> Event:
         try:
-            event = _decoder.decode(line)
+            event = self._decoding.decode(line, self._what, _decoder)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Unavailable(f"{self._what}: not an event: {error}") from error
-        except RecursionError as error:
-            raise Unavailable(f"{self._what}: an object is nested too deeply: {line[:256]!r}") from error
         if event.type == "ERROR":
             raise error_for(0, msgspec.json.encode(event.object), what=self._what)
         return event

@@ -74,8 +74,8 @@ class OwnLease:
         """As the API answered last."""
         self._sent: dict[str, float] = {}
         """Renewals that the watch has not shown yet, and when they were sent."""
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._fewer = asyncio.Event()
+        """Set, and replaced, when some of these are on their way no more."""
         self._valid_until = float("-inf")
         self._shown = False
         self._replaced = asyncio.Event()
@@ -86,8 +86,12 @@ class OwnLease:
         return clock() < self._valid_until
 
     async def settled(self) -> None:
-        """Returns when no renewal is on its way to the API server, or back by the watch."""
-        await self._settled.wait()
+        """Returns when no renewal that is now on its way, to the API server or back by the watch, is so any more. For
+        later ones it does not wait: with a watch that lags by more than the time between two there would be no end.
+        """
+        asked_at = clock()
+        while any(at <= asked_at for at in self._sent.values()):
+            await self._fewer.wait()
 
     def seen(self, lease: Object) -> None:
         """The watch shows our Lease, with whatever incarnation."""
@@ -100,9 +104,7 @@ class OwnLease:
         sent_at = self._sent.pop(renewal_of(lease), None)
         if sent_at is None:
             return
-        self._sent = {renewal: at for renewal, at in self._sent.items() if at > sent_at}
-        if not self._sent:
-            self._settled.set()
+        self._forget(sent_at)
         was_valid = self.valid
         self._valid_until = max(self._valid_until, sent_at + VALID * self._lease_s)
         if self.valid and not was_valid:
@@ -152,9 +154,8 @@ class OwnLease:
                 self._stored = None
         renewal, now = micro_time(), clock()
         # Those that are older than the Lease make nothing good any more, and the API may be away for days.
-        self._sent = {sent: at for sent, at in self._sent.items() if now - at < self._lease_s}
+        self._forget(now - self._lease_s)
         self._sent.setdefault(renewal, now)
-        self._settled.clear()
         wanted = replica_lease(
             self._replica,
             incarnation=self.incarnation,
@@ -180,6 +181,12 @@ class OwnLease:
                 self._replaced.set()
                 return
             raise
+
+    def _forget(self, sent_at: float) -> None:
+        """What was sent until then is on its way no more."""
+        self._sent = {renewal: at for renewal, at in self._sent.items() if at > sent_at}
+        self._fewer.set()
+        self._fewer = asyncio.Event()
 
     async def _make_namespace(self) -> None:
         with contextlib.suppress(AlreadyExists):

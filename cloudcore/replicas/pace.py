@@ -23,7 +23,7 @@ class Pace:
     """
 
     def __init__(self, settled: Callable[[], Awaitable[None]], *, most: int = MOST, slow_s: float = SLOW_S) -> None:
-        """`settled` returns when no renewal is on its way, or in the watch's: a turn begins after it."""
+        """`settled` returns when the renewals on their way, or in the watch's, have come: a turn begins after it."""
         self._settled = settled
         self._most = most
         self._slow_s = slow_s

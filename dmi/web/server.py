@@ -23,12 +23,15 @@ END_S: Final = 0.5
 """For answers under way at the end."""
 TLS_END_S: Final = 2.0
 ACCEPT_PAUSE_S: Final = 1.0
+SLOW_S: Final = 2.0
+"""A connection of this age gives way to the next where there is no other place: who has a request takes less."""
 LIMITS: Final = Limits()
 
 
 class HttpServer:
     """`answer` makes the answer to a request, or raises the `HttpError` that `refuse` writes out. `tls` is asked with
-    every connection; None: plain HTTP. `per_address`: of `connections` one address gets so many; its next is closed.
+    every connection; None: plain HTTP. `per_address`: of `connections` one address gets so many; where all are taken,
+    an address that has fewer gets one of who has most.
     """
 
     def __init__(
@@ -46,14 +49,16 @@ class HttpServer:
         self._refuse = refuse
         self._tls = tls
         self._connections: dict[asyncio.Task[None], HttpConnection | None] = {}
-        self._free = asyncio.Semaphore(connections)
+        self._limit = connections
+        self._free = asyncio.Semaphore(connections + (per_address is not None))  # one for who may get another's place
         self._per_address = per_address or connections
-        self._addresses: Counter[str] = Counter()
+        self._addresses: dict[str, dict[asyncio.Task[None], float]] = {}
+        """Their connections, oldest first, and since when in the loop's time. Those that have to go are not here."""
         self.responses: Counter[int] = Counter()
         """Answers by status."""
         self.tls_failures = 0
         self.turned_away = 0
-        """Connections of addresses that had their share."""
+        """Connections of addresses that had their share, or more than others."""
 
     @property
     def open_connections(self) -> int:
@@ -87,23 +92,56 @@ class HttpServer:
                 self._free.release()
                 raise
             address = str(source[0]) if isinstance(source, tuple) else ""  # a unix socket has none
-            if address and self._addresses[address] >= self._per_address:
+            if not self._has_room(address):
                 self.turned_away += 1
                 client.close()
                 self._free.release()
+                await asyncio.sleep(0)  # the next may be there already, and nobody else would have a turn
                 continue
-            self._addresses[address] += 1
             task = asyncio.create_task(self._serve(client), name="http client")
             self._connections[task] = None
-            task.add_done_callback(partial(self._ended, address))
+            self._addresses.setdefault(address, {})[task] = loop.time()
+            task.add_done_callback(partial(self._ended, client, address))
 
-    def _ended(self, address: str, task: asyncio.Task[None]) -> None:
+    def _has_room(self, address: str) -> bool:
+        """For one more of the address, perhaps in the place of another: few addresses must not keep out all others,
+        nor slow clients those that come through the same balancer.
+        """
+        own, all_ = self._addresses.get(address, {}), self._addresses
+        if len(own) >= self._per_address:
+            all_ = {address: own}
+        elif len(self._connections) < self._limit or not all_:
+            return True
+        else:
+            most = max(all_, key=lambda one: len(all_[one]))
+            if len(all_[most]) > len(own) + 1:
+                self._end_oldest(most)
+                return True
+        oldest = min(all_, key=lambda one: next(iter(all_[one].values())))
+        if asyncio.get_running_loop().time() - next(iter(all_[oldest].values())) < SLOW_S:
+            return False
+        self._end_oldest(oldest)
+        return True
+
+    def _end_oldest(self, address: str) -> None:
+        task = next(iter(self._addresses[address]))
+        self._forget(address, task)
+        task.cancel()
+        self.turned_away += 1
+
+    def _forget(self, address: str, task: asyncio.Task[None]) -> None:
+        own = self._addresses.get(address, {})
+        own.pop(task, None)
+        if not own:
+            self._addresses.pop(address, None)
+
+    def _ended(self, client: socket.socket, address: str, task: asyncio.Task[None]) -> None:
         del self._connections[task]
-        self._addresses[address] -= 1
-        if not self._addresses[address]:
-            del self._addresses[address]
+        self._forget(address, task)
         self._free.release()
-        if not task.cancelled() and (error := task.exception()):
+        if task.cancelled():  # perhaps before its first step
+            client.close()
+        elif error := task.exception():
             logger.error("HTTP API: a connection failed", exc_info=error)
 
     async def _serve(self, client: socket.socket) -> None:

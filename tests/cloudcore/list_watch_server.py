@@ -26,6 +26,10 @@ class ListWatchServer:
         self.missing = False
         self.refused = 0
         self.silent = False
+        self.busy = 0
+        """So many watches are answered with 429."""
+        self.odd = 0
+        """So many lists are answered with 200 and no list."""
         self.port = 0
         self._changed = asyncio.Event()
         self._streams: set[web.StreamResponse] = set()
@@ -101,6 +105,9 @@ class ListWatchServer:
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         self.lists.append(dict(request.query))
+        if self.odd:
+            self.odd -= 1
+            return web.json_response({"status": "ok"})
         names = sorted(self.objects)
         start, limit = int(request.query.get("continue", "0")), int(request.query["limit"])
         metadata = {"resourceVersion": str(self.version)}
@@ -113,6 +120,9 @@ class ListWatchServer:
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         self.watches.append(dict(request.query))
         version = int(request.query["resourceVersion"])
+        if self.busy:
+            self.busy -= 1
+            return _failure(429, "TooManyRequests")
         if version < self.oldest and not self.gone_as_event:
             return _failure(410, "Expired")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

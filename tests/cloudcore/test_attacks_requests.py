@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cloudcore.edgecontroller import lanes, requests
-from cloudcore.edgecontroller.kinds import NODES, SERVICE_ACCOUNTS, SIGNING_REQUESTS
+from cloudcore.edgecontroller.graph import read_pod
+from cloudcore.edgecontroller.kinds import NODES, PODS, SERVICE_ACCOUNTS, SIGNING_REQUESTS
 from cloudcore.edgecontroller.lanes import Lanes
 from cloudcore.kube import Invalid, Key, Object
 from tests.cloudcore.edge_world import ask, edge_cloud, furnish, node, pod, said, text
@@ -106,6 +107,20 @@ async def test_members_of_the_wrong_type_are_no_failures_of_ours(
         for operation, resource, content in ODD:
             await ask(edge, operation, resource, {"Name": "p1", "UID": uid, **content})
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_pod_that_has_the_name_by_now_is_another_nodes(
+    kube: Kubernetes, certs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch has not said yet that the node's own pod of that name is gone."""
+    uid = (await furnish(kube))["pod/p2"]["metadata"]["uid"]
+    async with edge_cloud(kube, certs) as cloud, cloud.edge(ask=False) as edge:
+        gone = read_pod({**pod("p2"), "metadata": {"name": "p2", "namespace": "default", "uid": "gone"}})
+        monkeypatch.setattr(cloud.edge_controller.objects.graph, "pod", lambda *_: gone)
+        patch = text({"metadata": {"uid": uid}, "status": {"phase": "Failed"}})
+        assert said(await ask(edge, "patch", "default/podpatch/p2", patch))[0] == "error"
+        assert cloud.refused("pod of another node") == 1
+    assert (await kube.get(PODS, Key("default", "p2"))).get("status", {}).get("phase") != "Failed"
 
 
 async def test_a_signing_request_is_short(kube: Kubernetes, certs: Path) -> None:

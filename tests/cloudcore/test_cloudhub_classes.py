@@ -105,6 +105,8 @@ GOOD = {"node_id": "edge-1", "ConnectionUse": "msg", "Host": "cloud:10000"}
         ({**GOOD, "ConnectionUse": "str"}, 400),
         ({**GOOD, "Origin": "https://elsewhere:10000"}, 403),
         ({**GOOD, "Origin": "null"}, 403),
+        ({**GOOD, "Origin": "cloud:10000"}, 403),
+        ({"node_id": "edge-1", "ConnectionUse": "msg", "Origin": "https://"}, 403),
     ),
 )
 def test_upgrade_requests_that_are_refused(headers: dict[str, str], status: int) -> None:

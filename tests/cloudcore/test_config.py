@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from cloudcore.__main__ import main
 from cloudcore.app import _controller_settings
-from cloudcore.config import CloudCoreConfig, load_config
+from cloudcore.config import CloudCoreConfig, load_config, without_effect
 from dmi import ConfigError
 
 
@@ -62,6 +62,22 @@ modules:
         "kubeAPIConfig.contentType",
         "modules.cloudHub.quic",
         "modules.router",
+    ]
+
+
+def test_keys_that_do_nothing_are_named_where_somebody_has_set_them(tmp_path: Path) -> None:
+    upstreams = Path(__file__).parents[1] / "data" / "upstream-cloudcore.yaml"
+    assert without_effect(load_config(upstreams)[0]) == []
+    text = """
+commonConfig: {monitorServer: {enableProfiling: true}}
+modules:
+  edgeController: {nodeUpdateFrequency: 60}
+  deviceController: {buffer: {updateDeviceTwins: 7, deviceEvent: 1}, load: {updateDeviceStatusWorkers: 64}}
+"""
+    assert without_effect(load_config(write(tmp_path, text))[0]) == [
+        "commonConfig.monitorServer.enableProfiling",
+        "modules.edgeController.nodeUpdateFrequency",
+        "modules.deviceController.buffer.updateDeviceTwins",
     ]
 
 

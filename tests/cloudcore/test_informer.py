@@ -3,19 +3,27 @@
 import asyncio
 import logging
 import random
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
-from cloudcore.kube import Informer, Key, KubeClient, Object
+from cloudcore.kube import Informer, Key, KubeClient, Object, Page
 from tests.cloudcore.list_watch_server import KIND, ListWatchServer
 from tests.cloudcore.support import until
 
 
 def value(obj: Object | None) -> int | None:
     return None if obj is None else int(obj["spec"]["value"])
+
+
+class Whole(dict[str, Any]):
+    """An object that can be looked for."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class Told:
@@ -188,6 +196,96 @@ async def test_object_made_again_while_nobody_watched(server: ListWatchServer) -
         held = informer.get(Key("default", "a"))
         assert held is not None
         assert held["metadata"]["uid"] == second["metadata"]["uid"] != first["metadata"]["uid"]
+
+
+async def test_what_a_watch_says_late_of_the_one_before_changes_nothing(server: ListWatchServer) -> None:
+    first = server.put("a", 1)
+    async with informing(server) as (informer, told):
+        await until(lambda: server.watches)
+        server.silent = True
+        late = server.put("a", 2)
+        server.delete("a")
+        second = server.put("a", 3)
+        informer.observe(dict(second))  # the watch has shown neither the change nor the deletion
+        assert first["metadata"]["uid"] == late["metadata"]["uid"] != second["metadata"]["uid"]
+        server.silent = False
+        server.history = [entry for entry in server.history if entry[2] is not first]
+        server.break_watches()
+        server.put("b", 1)
+        await until(lambda: told.values() == {"a": 3, "b": 1})
+        assert told.changes == [("a", None, 1), ("a", 1, 3), ("b", None, 1)]
+
+
+async def test_a_server_with_too_much_to_do_is_not_asked_for_a_list_on_top(server: ListWatchServer) -> None:
+    server.put("a", 1)
+    async with informing(server) as (informer, told):
+        await until(lambda: server.watches)
+        server.busy = 2
+        server.break_watches()
+        server.put("a", 2)
+        await until(lambda: told.values() == {"a": 2})
+        assert (informer.relists, server.busy) == (1, 0)
+
+
+async def test_an_answer_that_is_no_list_deletes_nothing(server: ListWatchServer) -> None:
+    server.put("a", 1)
+    async with informing(server) as (informer, told):
+        await until(lambda: server.watches)
+        server.odd = 1
+        server.break_watches()
+        server.put("b", 1)
+        server.put("b", 2)
+        server.compact()
+        await until(lambda: told.values() == {"a": 1, "b": 2})
+        assert (informer.relists, server.odd) == (2, 0)
+        assert told.changes == [("a", None, 1), ("b", None, 2)]
+
+
+async def test_one_odd_object_does_not_stand_in_the_way_of_the_others(
+    server: ListWatchServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slim(obj: Object) -> Object:
+        return {**obj, "spec": {"value": int(obj["spec"]["value"])}}
+
+    server.put("a", 1)
+    server.put("odd", 1)["spec"] = 7
+    async with informing(server, slim=slim) as (informer, told):
+        await until(lambda: told.values() == {"a": 1})
+        server.put("odd", 1)
+        await until(lambda: told.values() == {"a": 1, "odd": 1})
+        server.put("odd", 2)["spec"] = None
+        server.put("a", 2)
+        await until(lambda: told.values() == {"a": 2, "odd": 1}, what="it stays as it could be read last")
+        server.break_watches()
+        server.put("a", 3)
+        server.compact()
+        await until(lambda: informer.relists == 2)
+        assert told.values() == {"a": 3, "odd": 1}
+    assert {r.message for r in caplog.records if r.exc_info} == {"things default/odd: cannot be read, and is left out"}
+
+
+async def test_a_long_list_is_made_small_page_by_page(server: ListWatchServer) -> None:
+    for number in range(40):
+        server.put(f"t{number}", number)
+    whole: weakref.WeakSet[Whole] = weakref.WeakSet()
+
+    class Client(KubeClient):
+        async def list_page(self, *args: Any, **kwargs: Any) -> Page:
+            page = await super().list_page(*args, **kwargs)
+            assert len(whole) <= 10, "no more than the page before"
+            items: list[Object] = [Whole(item) for item in page.items]
+            whole.update(item for item in items if isinstance(item, Whole))
+            return msgspec.structs.replace(page, items=items)
+
+    async with await Client.open(master=f"http://127.0.0.1:{server.port}") as client:
+        informer = Informer(client, KIND, page_objects=10, slim=lambda obj: {"metadata": obj["metadata"]})
+        task = asyncio.create_task(informer.run())
+        async with asyncio.timeout(5):
+            await informer.synced.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert len(server.lists) == 4
+    assert len(informer) == 40
 
 
 async def test_subscriber_that_fails_does_not_end_the_watch(server: ListWatchServer) -> None:

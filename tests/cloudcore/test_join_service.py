@@ -16,15 +16,31 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloudcore.joining import attempts as attempts_module
 from cloudcore.joining import service as service_module
+from cloudcore.joining.admission import RevocationsFirst
 from cloudcore.joining.attempts import Attempts
 from cloudedge import certificates
 from cloudedge.certificates import Issued
 from cloudedge.signing import make_request
 from cloudedge.token import bearer_of, mint_token
 from kubetwin.apiserver import ApiServer
-from tests.cloudcore.join_world import HURRIED, Cloud, issued_by, joining_cloud
+from tests.cloudcore.join_world import HURRIED, Cloud, get, issued_by, joining_cloud
 from tests.cloudcore.support import open_client, until
+
+
+class Gate(list[str]):
+    """Owners that give away every node, and note it."""
+
+    def acquire_now(self, node: str, /) -> bool:
+        self.append(node)
+        return True
+
+    async def acquire(self, node: str, /) -> None:
+        self.append(node)
+
+    def released(self, node: str, /) -> None:
+        self.append(f"{node} released")
 
 
 @pytest.fixture
@@ -78,7 +94,8 @@ async def test_an_address_with_many_bad_tokens_waits(cloud: Cloud, monkeypatch: 
     monkeypatch.setattr(service, "_bad_tokens", Attempts(2))
     answers = [(await cloud.join(headers={"Authorization": "Bearer a.b.c"}))[0] for _ in range(3)]
     assert answers == [401, 401, 429]
-    assert (await cloud.join(headers=await cloud.bearer()))[0] == 429, "guessing is not to be told from joining"
+    assert (await cloud.join(headers=await cloud.bearer()))[0] == 200, "a balancer may have this address"
+    assert (await cloud.join(headers={"Authorization": "Bearer a.b.c"}))[0] == 429
     pair = certificates.sign_node(cloud.ca, "edge-1")
     assert (await cloud.join(pair=pair))[0] == 200, "who has a certificate needs no token"
 
@@ -93,6 +110,45 @@ def test_attempts_by_address() -> None:
     assert attempts.wait_s("a") == 0
     attempts.add("a")
     assert attempts.wait_s("a") == 0, "counted anew"
+
+
+def test_attempts_of_no_end_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts_module, "MAX_ADDRESSES", 3)
+    attempts = Attempts(1)
+    for address in ("a", "b", "c", "a", "d"):
+        attempts.add(address)
+    assert [bool(attempts.wait_s(address)) for address in "abcd"] == [True, False, True, True]
+
+
+async def test_nothing_is_signed_before_it_is_known_who_is_revoked(cloud: Cloud) -> None:
+    headers, synced = await cloud.bearer(), cloud.joining.revocations._informer.synced
+    synced.clear()
+    status, text = await cloud.join(headers=headers)
+    assert (status, b"revocations" in text) == (503, True)
+    owners = RevocationsFirst(Gate(), cloud.joining.revocations)
+    assert not owners.acquire_now("edge-1")
+    acquiring = asyncio.create_task(owners.acquire("edge-1"))
+    await asyncio.sleep(0)
+    assert not acquiring.done()
+    synced.set()
+    await asyncio.wait_for(acquiring, 5)
+    assert owners.acquire_now("edge-1")
+    owners.released("edge-1")
+    assert owners._owners == Gate(["edge-1", "edge-1", "edge-1 released"])
+    assert (await cloud.join(headers=headers))[0] == 200
+
+
+async def test_without_the_key_of_the_ca_nothing_is_signed(cloud: Cloud) -> None:
+    headers, ca = await cloud.bearer(), cloud.joining.credentials.ca
+    try:
+        cloud.joining.credentials.ca = None
+        assert ca is not None
+        status, text = await get(
+            cloud.port, certificates.pem(ca)[0], "/edge.crt", headers={"NodeName": "edge-1", **headers}
+        )
+        assert (status, b"no CA key" in text) == (503, True)
+    finally:
+        cloud.joining.credentials.ca = ca
 
 
 async def test_certificates_of_others(cloud: Cloud) -> None:

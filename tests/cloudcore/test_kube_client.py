@@ -30,7 +30,9 @@ from cloudcore.kube import (
     Unavailable,
 )
 from cloudcore.kube.client import _TokenBucket
+from cloudcore.kube.decoding import MAX_DEPTH
 from cloudcore.kube.errors import error_for
+from cloudcore.kube.objects import version_number
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.list_watch_server import KIND as THINGS
 from tests.cloudcore.support import Kubernetes, device, model
@@ -148,19 +150,54 @@ async def test_a_pod_whose_token_cannot_be_read_tries_again(tmp_path: Path) -> N
     assert seen == ["bearer one", "bearer two"]
 
 
-async def test_what_is_nested_too_deeply_is_an_answer_that_cannot_be_used() -> None:
-    deep = '{"metadata":{"name":"deep"},"spec":' + '{"a":' * 2000 + "1" + "}" * 2001
+async def test_what_is_nested_too_deeply_is_left_out_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    tail = ',"kind":"after"}'
+    deep = '{"metadata":{"name":"deep","text":"]}\\"["},"spec":' + '{"a":[' * 50_000 + "1" + "]}" * 50_000 + tail
 
     async def answer(request: web.Request) -> web.Response:
         watch = '{"type":"ADDED","object":' + deep + "}\n"
-        return web.Response(text=watch if "watch" in request.query else '{"items":[' + deep + "]}")
+        return web.Response(text=watch * 2 if "watch" in request.query else '{"items":[' + deep + "]}")
 
     async with serving(answer) as url, await KubeClient.open(master=url) as client:
-        with pytest.raises(Unavailable, match="list things: the answer is nested too deeply"):
-            await client.list_page(THINGS)
+        page = await client.list_page(THINGS)
         async with await client.watch(THINGS, resource_version="1", timeout_s=5, read_timeout_s=5.0) as stream:
-            with pytest.raises(Unavailable, match=r'watch things: an object is nested too deeply.*"name":"deep"'):
-                await stream.next()
+            events = [await stream.next(), await stream.next()]
+    for found in (*page.items, *(event.object for event in events if event is not None)):
+        assert found["metadata"] == {"name": "deep", "text": ']}"['}
+        assert found["kind"] == "after"
+        assert 150 < str(found["spec"]).count("[") * 2 <= MAX_DEPTH
+        assert "None" in str(found["spec"])
+    assert [r.message.partition(":")[0] for r in caplog.records] == ["list things", "watch things deep"]
+
+
+@pytest.mark.parametrize("body", ("[" * 5000, '{"a":"' + "[" * 500, "{" + '"a":{' * 300, '{"a":' * 300 + "}" * 299))
+async def test_what_is_deep_and_no_json_is_an_answer_that_cannot_be_used(body: str) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body)
+
+    async with serving(answer) as url, await KubeClient.open(master=url) as client:
+        with pytest.raises(Unavailable, match="list things: the answer is not JSON"):
+            await client.list_page(THINGS)
+
+
+@pytest.mark.parametrize("items", ("", ',"items":7', ',"items":{"a":{}}', ',"items":[{},null]', ',"items":""'))
+async def test_what_is_no_list_is_not_taken_for_an_empty_one(items: str) -> None:
+    body = '{"kind":"Status","metadata":[]' + items + "}"
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body)
+
+    async with serving(answer) as url, await KubeClient.open(master=url) as client:
+        with pytest.raises(Unavailable, match="list things: the answer is no list"):
+            await client.list_page(THINGS)
+
+
+def test_a_failure_can_be_read_whatever_it_holds() -> None:
+    deep = b'{"message":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    assert isinstance(error_for(500, deep, what="list things"), Unavailable)
+    assert error_for(429, b"", what="list things", retry_after="\u00b2").retry_after_s == 0
+    assert error_for(0, b'{"code":"410"}', what="watch things").status == 500, "an event that has no number"
+    assert (version_number("7" * 5000), version_number("18446744073709551615")) == (0, 2**64 - 1)
 
 
 @asynccontextmanager

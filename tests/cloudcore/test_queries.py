@@ -177,6 +177,8 @@ async def test_only_the_devices_own_node_answers(kube: Kubernetes, cloud: Cloud)
         ({"result": 1}, "the node's answer cannot be read"),
         ({"id": ID, "error": "no history is kept here"}, "no history is kept here"),
         ({"id": ID}, "the node answered with nothing"),
+        (msgspec.Raw(b'{"id":"x","result":"\xff"}'), "the node's answer cannot be read"),
+        (msgspec.Raw(b'{"id":"x","result":[1e999]}'), "the node's answer cannot be read"),
         ({"id": ID, "result": "x" * (MAX_ANSWER_BYTES + 5000)}, f"larger than the {MAX_ANSWER_BYTES} bytes"),
     ),
 )

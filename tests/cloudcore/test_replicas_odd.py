@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cloudcore.kube import Key, Kind, Object, Unavailable
+from cloudcore.kube import Conflict, Key, Kind, NotFound, Object, Unavailable
 from cloudcore.replicas import own
 from cloudcore.replicas.leases import LEASES, holder_of, node_key, replica_key
 from tests.cloudcore.support import Kubernetes, until
@@ -100,3 +100,42 @@ async def test_renewals_that_nobody_answers_are_not_kept(kube: Kubernetes, monke
     lease.seen(await kube.get(LEASES, replica_key("a")))
     assert lease.valid
     await lease.settled()
+
+
+async def test_a_lease_that_is_deleted_by_hand_is_made_again(kube: Kubernetes) -> None:
+    lease = own.OwnLease(kube, "a", renew_s=3.0, lease_s=10.0, regained=lambda: None)
+    await lease._make_namespace()
+    await lease._renew()
+    await kube.delete(LEASES, replica_key("a"))
+    with pytest.raises(NotFound):
+        await lease._renew()
+    await lease._renew()
+    assert holder_of(await kube.get(LEASES, replica_key("a"))) == "a"
+
+
+async def test_whose_lease_another_process_took_stops_writing_at_once(
+    kube: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (own.OwnLease(kube, "a", renew_s=3.0, lease_s=10.0, regained=lambda: None) for _ in range(2))
+    await first._make_namespace()
+    await first._renew()
+    first.seen(await kube.get(LEASES, replica_key("a")))
+    replace = kube.replace
+
+    async def lose(*of_what: Any) -> Object:
+        await replace(*of_what)
+        raise Unavailable("the answer got lost")
+
+    monkeypatch.setattr(kube, "replace", lose)
+    with pytest.raises(Unavailable):
+        await first._renew()
+    monkeypatch.undo()
+    with pytest.raises(Conflict):  # with a write of its own
+        await first._renew()
+    await first._renew()
+    assert (first.valid, first._replaced.is_set()) == (True, False)
+    await second._renew()
+    await first._renew()  # before the watch has shown it
+    assert (first.valid, first._replaced.is_set()) == (False, True)
+    await first.release()
+    assert holder_of(await kube.get(LEASES, replica_key("a"))) == "a", "it is the other's"

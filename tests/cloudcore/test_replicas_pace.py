@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cloudcore.kube import Object
+from cloudcore.kube import NotFound, Object
 from cloudcore.replicas import Replicas, ReplicaSettings
 from cloudcore.replicas.leases import node_key, replica_key
+from cloudcore.replicas.own import OwnLease
 from cloudcore.replicas.pace import Pace
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.support import Kubernetes, until
@@ -93,6 +94,34 @@ async def test_nothing_is_written_while_a_renewal_is_on_its_way() -> None:
     await turns()
     writes.ends[2].set()
     await asyncio.gather(*tasks)
+
+
+async def test_a_watch_that_lags_by_more_than_a_renewal_holds_up_nobody_for_good() -> None:
+    late: list[Object] = []
+    regained = asyncio.Event()
+
+    class Lagging(Kubernetes):
+        """An API server whose watch is always three renewals behind."""
+
+        async def _call(self, method: str, path: str, **how: Any) -> Object:
+            if method == "GET":
+                raise NotFound("there is none yet")
+            late.append(how["body"])
+            if len(late) > 3:
+                own.seen(late.pop(0))
+            return dict(how["body"])
+
+    async with await Lagging.open(master="http://127.0.0.1:1") as client:
+        own = OwnLease(client, "a", renew_s=0.01, lease_s=5.0, regained=regained.set)
+        renewing = asyncio.create_task(own.run())
+        async with asyncio.timeout(5):
+            await regained.wait()
+            for _ in range(3):
+                assert late, "renewals are on their way all the time"
+                async with Pace(own.settled).turn():
+                    pass
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
 
 
 async def test_a_turn_that_came_as_its_writer_gave_up_goes_to_the_next() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +53,13 @@ def test_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     certificates.save(certificates.create_ca(), tmp_path, "two")
     with pytest.raises(ValueError, match=r"one\.crt.*not the certificate's"):
         certificates.load_files(tmp_path / "one.crt", tmp_path / "two.key")
+
+
+def test_only_elliptic_curve_keys_are_taken() -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    raw = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    with pytest.raises(ValueError, match="elliptic-curve"):
+        certificates.from_der(certificates.der(CA)[0], raw)
 
 
 def test_server_names() -> None:

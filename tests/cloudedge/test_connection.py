@@ -138,6 +138,20 @@ async def test_a_full_inbox_stops_reading_and_loses_nothing(cloud: Cloud) -> Non
     await edge.close()
 
 
+@pytest.mark.parametrize("count", (640, 660, 680))
+async def test_the_end_of_a_burst_is_not_left_in_the_tls_layer(cloud: Cloud, count: int) -> None:
+    """More than the inbox takes at once, and not so much that the socket has more when it is read again."""
+    edge = await connect(cloud.url, node="edge-1", ssl_context=cloud.client())
+    hub = await cloud.connections.get()
+    for number in range(count):
+        hub.send_now(text(str(number)))
+    async with asyncio.timeout(10):
+        while not edge.is_full:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.001)
+        assert [(await edge.receive()).data(str) for _ in range(count)] == [str(n) for n in range(count)]
+    await edge.close()
+
+
 async def test_refusals_say_why(cloud: Cloud, tmp_path: Path) -> None:
     with pytest.raises(ConnectionRefused, match="answered 503 'node limit reached'"):
         await connect(cloud.url, node="banned", ssl_context=cloud.client())
@@ -253,6 +267,28 @@ async def test_what_arrived_is_not_handed_out_after_hanging_up(cloud: Cloud) -> 
     with pytest.raises(ConnectionLost):
         await hub.receive()
     await asyncio.wait_for(edge.wait_closed(), 5)
+
+
+async def test_who_hangs_up_is_done_at_once(cloud: Cloud) -> None:
+    edge = await connect(cloud.url, node="edge-1", ssl_context=cloud.client())
+    hub = await cloud.connections.get()
+    before = hub.heard_at
+    await edge.send(text("a"))
+    await hub.receive()
+    assert hub.heard_at > before
+    hub.hang_up()
+    assert (hub._closed, hub.is_closed, hub.can_send) == (False, True, False)
+    with pytest.raises(ConnectionLost):
+        hub.send_now(text("b"))
+    receiving = asyncio.create_task(hub.receive())
+    await asyncio.sleep(0)
+    assert receiving.done(), "though the socket is there still"
+    with pytest.raises(ConnectionLost):
+        await receiving
+    with pytest.raises(ConnectionLost):
+        await hub.probe()
+    await edge.close()
+    await hub.wait_closed()
 
 
 async def test_unfinished_clients_go_with_the_listener(cloud: Cloud) -> None:

@@ -29,5 +29,7 @@ def test_a_broken_peer_is_a_line_for_each_host(caplog: pytest.LogCaptureFixture)
         assert lines == ["a connection with 10.0.0.7 broke: Error occurred during read: SSLError"]
         handler(loop, {"message": "a bug", "exception": ValueError("of ours")})
         assert "a bug" in caplog.text
+        handler(loop, {"message": "a task", "exception": OSError("of no connection")})
+        assert [record.name for record in caplog.records][-1] == "asyncio"
     finally:
         loop.close()

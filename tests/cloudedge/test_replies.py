@@ -79,7 +79,7 @@ def test_operation_error_is_a_failure_with_its_text(content: Any, text: str) -> 
 
 def test_operation_error_may_carry_what_the_api_says() -> None:
     with pytest.raises(RequestRefused) as refused:
-        result(answer({"ErrStatus": STATUS}, "error"))
+        result(answer({"other": {"message": "x"}, "errstatus": STATUS}, "error"))
     assert (str(refused.value), refused.value.code) == (STATUS["message"], 409)
     assert refused.value.reason == "AlreadyExists"
 

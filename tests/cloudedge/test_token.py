@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudedge import certificates
-from cloudedge.token import BadToken, bearer_of, check_ca, expiry, mint_token, verify_bearer
+from cloudedge.token import MAX_CHARS, BadToken, bearer_of, check_ca, expiry, mint_token, verify_bearer
 
 CA, KEY = b"CA-DER", b"CA-KEY-DER"
 EXAMPLE = (
@@ -80,6 +80,11 @@ def test_signed_with_the_key_and_still_no_token(header: str, claims: str) -> Non
 def test_what_does_not_have_four_parts(token: str) -> None:
     with pytest.raises(BadToken):
         bearer_of(token)
+
+
+def test_a_bearer_that_is_too_long_is_not_looked_at() -> None:
+    with pytest.raises(BadToken, match="too long"):
+        verify_bearer("x" * (MAX_CHARS + 1), LONG)
 
 
 @given(st.text(max_size=200) | st.from_regex(r"[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*", fullmatch=True))
