@@ -54,7 +54,7 @@ class KubeletConfig(Struct, frozen=True, rename="camel"):
     """Those of upstream's keys that say something of the node."""
 
     node_status_update_frequency: str = "10s"
-    """A Go duration. The status is sent when it changed, and this often the cloud is asked for nothing else."""
+    """A Go duration: how often the machine is looked at. The status is sent when it changed, and every 5 minutes."""
     node_lease_duration_seconds: Annotated[int, Meta(ge=4, le=3600)] = 40
     """The Lease is renewed every quarter of it."""
     register_node: bool = True

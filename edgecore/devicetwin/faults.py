@@ -39,6 +39,9 @@ class FaultClock:
     def shown(self, device: DeviceId) -> Fault | None:
         return self._shown.get(device)
 
+    def all_shown(self) -> list[DeviceId]:
+        return list(self._shown)
+
     def next_due(self) -> float | None:
         return min((due for due, _ in self._waiting.values()), default=None)
 

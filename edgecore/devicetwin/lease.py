@@ -51,6 +51,7 @@ class Lease:
         self._sign_at = self._loop.time()
         self._asking = asyncio.Lock()
         self._stalled_at: float | None = None
+        self._was_reached = False
         self._away_since: float | None = None
         self._lapse: asyncio.TimerHandle | None = None
         """While it reports and cannot be called: when that counts no more."""
@@ -62,6 +63,13 @@ class Lease:
     @property
     def only_reports(self) -> bool:
         return self._lapse is not None
+
+    @property
+    def is_beginning(self) -> bool:
+        """It was not reached since this lease began, as it did with its registration. That alone does not mean that it
+        is away.
+        """
+        return not self._was_reached
 
     @property
     def away_since(self) -> float | None:
@@ -142,6 +150,7 @@ class Lease:
             if self._lapse is not None:
                 self._lapse.cancel()
                 self._lapse = None
+            self._was_reached = True
             self.reachable.set()
             self._note()
             await self._port.wait_lost()

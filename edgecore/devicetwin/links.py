@@ -99,6 +99,8 @@ class MapperLink:
         """Devices about which it did not answer in time."""
         self._leaving: dict[DeviceId, float] = {}
         """Device → loop time when its removal, which was not answered, was sent."""
+        self._outdated: set[DeviceId] = set()
+        """Devices that it has and that are no more; there may be others of their names."""
 
     @property
     def title(self) -> str:
@@ -147,11 +149,28 @@ class MapperLink:
         """Compare this device again, now."""
         if timer := self._timers.pop(device, None):
             timer.cancel()
-        if device in self._busy:
+        if not self.lease.reachable.is_set() and device not in self._handed and self._wanted(device) is None:
+            self._leave(device)  # nobody says it to a mapper that may be away for ever
+        elif device in self._busy:
             self._again.add(device)
         else:
             self._todo[device] = None
             self._has_work.set()
+
+    def renew(self, device: DeviceId) -> None:
+        """The device is gone, and what comes under its name is another one, declared the same or not: the mapper is to
+        let go of it first, or it would not say again what is forgotten here, such as its state.
+        """
+        if device in self._handed:
+            self._outdated.add(device)
+        self.wake(device)
+
+    def _leave(self, device: DeviceId) -> None:
+        """The mapper has nothing to do with it. Once it is reached, it is compared in any case."""
+        self._todo.pop(device, None)
+        self._delays.pop(device, None)
+        self._slow.discard(device)
+        self.refused.pop(device, None)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -219,10 +238,16 @@ class MapperLink:
 
     async def _reconcile(self, device: DeviceId) -> bool:
         """Whether the mapper was called for it, and answered."""
+        answered = False
+        if device in self._handed and (device in self._outdated or self._wanted(device) is None):
+            answered = await self._remove(device)
+            if device in self._handed:
+                return answered  # it may still be under way
+        self._outdated.discard(device)
         wanted = self._wanted(device)
-        if wanted is None:
-            return device in self._handed and await self._remove(device)
-        return bool(wanted) and wanted != self._handed.get(device) and await self._hand_over(device)
+        if not wanted or wanted == self._handed.get(device):
+            return answered
+        return await self._hand_over(device) or answered
 
     async def _hand_over(self, device: DeviceId) -> bool:
         declaration = await self._load(device)

@@ -119,7 +119,7 @@ class Mappers:
         """
         assert self._tasks is not None  # noqa: S101 - called while `running`
         if self._roster.find(mapper) is None and len(self._roster) >= MAX_MAPPERS:
-            raise Overloaded(f"too many mappers: {MAX_MAPPERS} are registered on node {self._node}, and no more can be")
+            await self._make_room()
         # In a task of its own: a mapper that hangs up half-way must not leave its devices without a link.
         task = self._tasks.create_task(
             self._replace_link(mapper, with_data, asyncio.get_running_loop().time()), name=f"register {mapper.name}"
@@ -134,6 +134,11 @@ class Mappers:
         for protocol in set(protocols):
             for link in self._roster.of_protocol(protocol):
                 link.wake(device)
+
+    def renew(self, device: DeviceId, protocol: str) -> None:
+        """The device is no more, or another one of its name: the mappers that have it let go of it."""
+        for link in self._roster.of_protocol(protocol):
+            link.renew(device)
 
     def heard(self, device: DeviceId) -> None:
         """A mapper reported this device, so the one that runs it is alive."""
@@ -223,6 +228,8 @@ class Mappers:
                 )
             link = self._add(mapper)
             if before is not None:
+                # It may run on what it had, until it has the answer.
+                link.has_now(dict.fromkeys(before.devices, UNCERTAIN), {})
                 await self._end(before)
             try:
                 share = self._catalog.of_protocol(mapper.protocol) if with_data else []
@@ -299,6 +306,16 @@ class Mappers:
         self._roster.drop(link)
         self._wake_all(link.mapper.protocol)
 
+    async def _make_room(self) -> None:
+        """Forget the mapper that is away longest, and that for long: names that never come again, as containers have,
+        must not keep everybody else out.
+        """
+        now = asyncio.get_running_loop().time()
+        longest = max(self._roster, key=lambda link: link.away_s(now))
+        if (away_s := longest.away_s(now)) < FORGET_S:
+            raise Overloaded(f"too many mappers: {MAX_MAPPERS} are registered on node {self._node}, and no more can be")
+        await self._forget(longest, f"it is away for {away_s:.0f} s, and another one needs its place")
+
     async def _forget(self, link: MapperLink, why: str) -> None:
         logger.info("mapper %s of protocol %s is forgotten: %s", link.mapper.name, link.mapper.protocol, why)
         await self._end(link)
@@ -317,19 +334,20 @@ class Mappers:
         loop = asyncio.get_running_loop()
         away_s = link.away_s(loop.time())
         if not link.answering and self._roster.find(link.mapper) is link:
-            next_s = spread.MOVE_GRACE_S if away_s < spread.MOVE_GRACE_S else FORGET_S
-            self._reviews[link] = loop.call_later(max(next_s - away_s, 0.0) + 0.01, self._review, link)
+            # Away for longer than all of these it is the only one, or none of the others answers either.
+            next_s = next((at - away_s for at in (spread.MOVE_GRACE_S, FORGET_S) if away_s < at), FORGET_S)
+            self._reviews[link] = loop.call_later(next_s + 0.01, self._review, link)
         self._wake_all(link.mapper.protocol, link.devices)
 
     def _review(self, link: MapperLink) -> None:
         assert self._tasks is not None  # noqa: S101 - as above
         del self._reviews[link]
-        others = [other for other in self._roster.of_protocol(link.mapper.protocol) if other is not link]
+        others = any(o.answering for o in self._roster.of_protocol(link.mapper.protocol) if o is not link)
         away_s = link.away_s(asyncio.get_running_loop().time())
-        if away_s >= FORGET_S and any(other.answering for other in others):
+        if away_s >= FORGET_S and others:
             self._tasks.create_task(self._forget(link, f"it is away for {away_s:.0f} s"), name="forget a mapper")
             return
-        if others:
+        if others and away_s >= spread.MOVE_GRACE_S:
             logger.warning(
                 "mapper %s is away for %.0f s: others of protocol %s run its devices",
                 link.mapper.name,

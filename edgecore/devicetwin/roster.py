@@ -77,12 +77,15 @@ class Roster:
 
     def _members(self, device: DeviceId, protocol: str) -> list[Member]:
         now = asyncio.get_running_loop().time()
-        return [
-            Member(
-                link.mapper.name,
-                answering=link.answering,
-                alive=link.away_s(now) < spread.MOVE_GRACE_S,
-                holds=device in link.devices,
-            )
-            for link in self._links.get(protocol, {}).values()
-        ]
+        return [_member(link, device, now) for link in self._links.get(protocol, {}).values()]
+
+
+def _member(link: MapperLink, device: DeviceId, now: float) -> Member:
+    alive = link.away_s(now) < spread.MOVE_GRACE_S
+    return Member(
+        link.mapper.name,
+        answering=link.answering,
+        alive=alive,
+        holds=device in link.devices,
+        runs=link.lease.only_reports or (alive and link.lease.is_beginning),
+    )

@@ -36,6 +36,9 @@ class Member(Struct, frozen=True):
     """Answering, or away for no longer than the grace."""
     holds: bool
     """It has the device, or may have it."""
+    runs: bool = False
+    """What it has, it runs, as far as anybody can tell, although it does not answer: it reports, or was told a moment
+    ago in the answer to its registration and not called since."""
 
 
 def owner_of(device: DeviceId, names: Iterable[str]) -> str | None:
@@ -50,7 +53,8 @@ def claim_of(device: DeviceId, name: str, members: Sequence[Member], *, pinned: 
     """What mapper `name` is to do with the device. `pinned`: the only mapper that may run it."""
     owner = pinned or owner_of(device, live_names(members))
     if owner == name:
-        return "keep" if any(m.holds and m.answering for m in members if m.name != name) else "run"
+        in_use = any(m.holds and (m.answering or m.runs) for m in members if m.name != name)
+        return "keep" if in_use else "run"
     holds = any(m.holds for m in members if m.name == name)
     away = any(not m.answering for m in members if m.name == owner)
     return "keep" if holds and away else "drop"

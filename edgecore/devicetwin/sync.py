@@ -72,6 +72,8 @@ class CloudSync:
         self._connected = asyncio.Event()
         self._connection_number = 0
         self._ask_for_objects = False
+        self._unread = False
+        """What this connection is to be told first could not be read yet."""
         self._most_bytes = 0
         """Of a message, for this cloud; 0: not known."""
         self._at_hand: dict[Key, Rows] = {}
@@ -123,20 +125,19 @@ class CloudSync:
         return True
 
     async def _start_over(self, event: CloudConnected) -> None:
-        def job(db: sqlite3.Connection) -> list[Key]:
-            return [
-                *(Key(device, "twins") for device in dirty_devices(db)),
-                *(Key(device, "state") for device in stated_devices(db)),
-            ]
-
         self._most_bytes = event.most_bytes
         await self._ask()
-        keys = await self._database.run(job)
+        try:
+            keys = await self._database.run(_all_to_say)
+            self._unread = False
+            logger.info("%d device reports to bring up to date", len(keys))
+        except StoreError as error:  # no reason to do without what the cloud has to say
+            keys, self._unread = [], True
+            logger.warning("what the cloud is to be told cannot be read, and is tried again: %s", error)
         self._outbox.restart(keys)
         self._connection_number += 1
         self._connected.set()
         self._due.set()
-        logger.info("%d device reports to bring up to date", len(keys))
 
     async def _ask(self) -> None:
         """Ask which devices this node has, and say which objects it need not be sent."""
@@ -186,7 +187,7 @@ class CloudSync:
             await self._due.wait()
             await self._connected.wait()
             keys = self._outbox.take(READ_AT_ONCE)
-            if not keys and not self._ask_for_objects:
+            if not keys and not self._ask_for_objects and not self._unread:
                 self._due.clear()
                 continue
             number = self._connection_number
@@ -208,6 +209,10 @@ class CloudSync:
         try:
             if self._ask_for_objects:
                 await self._ask()
+            if self._unread:
+                for key in await self._database.run(_all_to_say):
+                    self._outbox.mark(key)
+                self._unread = False
             for key, message, versions in await self._read(keys):
                 del left[key]
                 if message is None:
@@ -256,6 +261,14 @@ def _inventory(db: sqlite3.Connection) -> dict[str, tuple[str, str]] | None:
     if len(rows) > MAX_INVENTORY:
         return None
     return {str(ObjectPath(namespace, kind, name)): (uid, version) for kind, namespace, name, uid, version in rows}
+
+
+def _all_to_say(db: sqlite3.Connection) -> list[Key]:
+    """To a cloud that is new, or was away."""
+    return [
+        *(Key(device, "twins") for device in dirty_devices(db)),
+        *(Key(device, "state") for device in stated_devices(db)),
+    ]
 
 
 def _read(db: sqlite3.Connection, key: Key) -> _Outgoing:

@@ -132,6 +132,7 @@ class DeviceTwin:
         self._faults_changed = asyncio.Event()
         self._unwritten: dict[DeviceId, float] = {}
         """Faults, or their ends, that the store did not take, and the loop time to try again."""
+        database.rebuilt.append(self._write_faults_again)
         bus.subscribe(ObjectsChanged, self._take_changes)
 
     def facts(self, *, cloud: Callable[[], CloudLink], mqtt_trouble: Callable[[], str] = lambda: "") -> Facts:
@@ -227,9 +228,10 @@ class DeviceTwin:
             )
             if before is not None:
                 self._publisher.publish_removed(device)
+            if before is not None:
+                self._mappers.renew(device, before.protocol)
             if change.body is None and before is not None:
                 logger.info("device %s removed", device)
-                self._mappers.wake(device, before.protocol)
         if change.body is not None:
             if device not in self._catalog:
                 self._publisher.publish_added(device)
@@ -317,6 +319,12 @@ class DeviceTwin:
             for fault, devices in due.items():  # a mapper that is gone is not a line per device
                 which = f"device {devices[0]}" + (f" and {len(devices) - 1} more" if len(devices) > 1 else "")
                 logger.warning("%s: %s: %s", which, fault.state, fault.reason)
+
+    def _write_faults_again(self) -> None:
+        """Into a store that was rebuilt, which has none of them, while the mappers' states come anew."""
+        now = asyncio.get_running_loop().time()
+        self._unwritten.update(dict.fromkeys(self._faults.all_shown(), now))
+        self._faults_changed.set()
 
     def _write_fault(self, device: DeviceId, fault: Fault | None) -> None:
         now = now_ms()

@@ -58,7 +58,8 @@ class KeptMessages:
         self._arrived = metrics.counter(f"{name}_arrived_total", "Kept messages that the cloud has.")
         metrics.gauge(f"{name}_messages", "Messages kept for the cloud.", read=lambda: {(): float(self._size.messages)})
         metrics.gauge(f"{name}_bytes", "Their size.", read=lambda: {(): float(self._size.bytes)})
-        database.post(recount, then=self._note_size)
+        self._count()
+        database.rebuilt.append(self._count)
 
     async def keep(self, event: UpstreamKept) -> None:
         """Returns when it is stored.
@@ -179,6 +180,9 @@ class KeptMessages:
     def _remove(self, numbers: list[int]) -> None:
         # Not waited for: what is not removed because of a kill goes again.
         self._database.post(lambda db: remove_kept(db, numbers), then=self._note_size)
+
+    def _count(self) -> None:
+        self._database.post(recount, then=self._note_size)
 
     def _note_size(self, size: OutboxSize) -> None:
         self._size = size

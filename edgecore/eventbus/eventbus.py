@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 
 from cloudedge import Message
-from dmi import DeviceId, Reported
+from dmi import DeviceId, Reported, device_id
 from dmi.metrics import Metrics
-from edgecore.bus import Bus, MqttIn, MqttOut, StateShown, TwinsGone, TwinsReported, UserMessage
+from edgecore.bus import Bus, MqttIn, MqttOut, ObjectsChanged, StateShown, TwinsGone, TwinsReported, UserMessage
 from edgecore.config import EventBusConfig
 from edgecore.eventbus.client import BrokerClient, Incoming
 from edgecore.eventbus.outbox import Outgoing
@@ -102,6 +102,7 @@ class EventBus:
             bus.listen(TwinsReported, self._publish_values)
             bus.listen(TwinsGone, self._clear_values)
             bus.listen(StateShown, self._publish_quality)
+            bus.subscribe(ObjectsChanged, self._forget_devices)
 
     @property
     def trouble(self) -> str:
@@ -226,6 +227,11 @@ class EventBus:
                     self._initial_due[client.label].set()
 
         self._database.post(lambda db: reported_values(db, device=device, limit=_AT_ONCE + 1), then=then)
+
+    async def _forget_devices(self, event: ObjectsChanged) -> None:
+        for change in event.changes:
+            if change.kind == "device" and change.body is None:
+                self._since_ms.pop(device_id(change.namespace, change.name), None)
 
     async def _publish_initial(self, client: BrokerClient, due: asyncio.Event) -> None:
         """All values that rules publish, after each connection: in the order of the commits, and as there is room."""

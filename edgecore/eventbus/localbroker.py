@@ -235,6 +235,15 @@ class LocalBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
         else:  # taken over: the session is another connection's
             await self._stop_handler(handler)
 
+    async def _handle_unsubscription(
+        self, client_session: Session, handler: BrokerProtocolHandler, unsubscribe_waiter: asyncio.Future[Any]
+    ) -> None:
+        """amqtt keeps a filter that nobody has any more, and each message is compared with it."""
+        await super()._handle_unsubscription(client_session, handler, unsubscribe_waiter)
+        for filter_ in unsubscribe_waiter.result().topics:
+            if self._subscriptions.get(filter_) == []:
+                del self._subscriptions[filter_]
+
     # Messages
 
     async def _handle_message_delivery(

@@ -118,8 +118,10 @@ class HistoryFile:
         gone = [key for key in self._series if key[0] not in declared or key[1] not in kept.get(key[0], (key[1],))]
         self._drop_series(gone)
 
-    def keep_properties(self, device: DeviceId, names: Collection[str]) -> None:
-        self._drop_series([key for key in self._series if key[0] == device and key[1] not in names])
+    def keep_properties(self, kept: Mapping[DeviceId, Collection[str]]) -> None:
+        """Of these devices. Many may go at once, so this goes through the series once."""
+        if kept:
+            self._drop_series([key for key in self._series if key[1] not in kept.get(key[0], (key[1],))])
 
     def newest_first(self, device: DeviceId, name: str, *, since_ms: int) -> Iterator[Point]:
         """Read as it is asked for; `name` empty: of all properties."""

@@ -145,8 +145,7 @@ class History:
             if declared is not None:
                 file.keep_only(declared)
                 found = file.last_points()
-            for device, names in forgotten.items():
-                file.keep_properties(device, names)
+            file.keep_properties(forgotten)
             file.append(points, now_ms=now_ms())
             return found
 
@@ -200,25 +199,29 @@ class History:
                 self._drop(self._buffer.add(point), "not written")
 
     async def _take_changes(self, event: ObjectsChanged) -> None:
+        kept: dict[DeviceId, frozenset[str]] = {}
         for change in event.changes:
             if change.kind != "device":
                 continue
+            gone = change.body is None or change.replaced
+            names = frozenset[str]() if gone else _property_names(change.body or b"")
+            if names is None:
+                continue
             device = device_id(change.namespace, change.name)
-            if change.body is None or change.replaced:
-                self._forget(device, frozenset())
-            if change.body is not None and (names := _property_names(change.body)) is not None and not change.replaced:
-                self._forget(device, names)
+            if self._forget(device, names):
+                kept[device] = names & kept.get(device, names)
+        self._buffer.forget(kept)  # what waits is gone through once, however many they are
 
-    def _forget(self, device: DeviceId, names: frozenset[str]) -> None:
-        """Keep these properties only."""
+    def _forget(self, device: DeviceId, names: frozenset[str]) -> bool:
+        """Keep these properties only; whether that is news to the file, and to what waits."""
         lasts = self._last.get(device, {})
         if not lasts.keys() - names and self._declared is None:
-            return
+            return False
         self._last[device] = {name: last for name, last in lasts.items() if name in names}
         if not self._last[device]:
             del self._last[device]
-        self._buffer.forget(device, names)
         self._forgotten[device] = names & self._forgotten.get(device, names)
+        return True
 
     def _drop(self, count: int, reason: str) -> None:
         if count:

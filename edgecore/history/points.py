@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -98,11 +98,16 @@ class Buffer:
         """Those of a device that wait; `name`: of one property, empty: of all."""
         return [p for p in reversed(self._points) if p.device == device and name in ("", p.name)]
 
-    def forget(self, device: DeviceId, names: Iterable[str] | None) -> None:
-        """Drop those of a device, all or (`names`) of properties that are not among these."""
-        kept = None if names is None else frozenset(names)
-        self._points = deque(p for p in self._points if p.device != device or (kept is not None and p.name in kept))
-        self._bytes = sum(point.size for point in self._points)
+    def forget(self, kept: Mapping[DeviceId, Collection[str]]) -> None:
+        """Drop those of these devices, but for properties that are to be kept."""
+        if not kept:
+            return
+        points, self._points = self._points, deque()
+        for point in points:
+            if point.name in kept.get(point.device, (point.name,)):
+                self._points.append(point)
+            else:
+                self._bytes -= point.size
 
     def _shrink(self) -> int:
         dropped = 0

@@ -110,10 +110,13 @@ class Medium:
         self._memory = self._file = None
 
     def _go_to_memory(self, error: sqlite3.Error) -> bool:
-        if self._file is None or _size(self._file) > MEMORY_CAP_BYTES:
+        if self._file is None:
             return False
         memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         try:
+            if _size(self._file) > MEMORY_CAP_BYTES:
+                memory.close()
+                return False
             self._file.backup(memory)
             _bound(memory)
         except sqlite3.Error as unreadable:
@@ -134,15 +137,25 @@ class Medium:
             self._file = new = _connect(self.path)
             logger.error("%s is damaged (%s): set aside as %s, starting anew", self.path, error, aside)
         except (sqlite3.Error, OSError) as refused:
-            self._memory = new = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            migrate(new)
-            _bound(new)
-            self._note_trouble(f"{self.path} is damaged ({error}) and cannot be replaced: {refused}; all is in memory")
+            new = self._begin_in_memory(f"is damaged ({error}) and cannot be replaced: {refused}")
         if damaged is not None:
-            copy_readable(damaged, new)
-            with contextlib.suppress(sqlite3.Error):
-                damaged.close()
+            try:
+                copy_readable(damaged, new)
+            except sqlite3.Error as refused:  # full as well; it is written back when there is room
+                if new is not self._memory:
+                    new = self._begin_in_memory(f"is damaged ({error}) and its rows cannot be saved: {refused}")
+                    copy_readable(damaged, new)
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    damaged.close()
         return True
+
+    def _begin_in_memory(self, trouble: str) -> sqlite3.Connection:
+        self._memory = memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        migrate(memory)
+        _bound(memory)
+        self._note_trouble(f"{self.path} {trouble}; all is in memory")
+        return memory
 
     def _note_trouble(self, trouble: str) -> None:
         logger.error("%s", trouble)
@@ -177,8 +190,6 @@ def open_medium(path: Path) -> Medium:
             copy_readable(damaged, medium.db, tables=("outbox",))
     except sqlite3.Error as error:
         logger.warning("%s: messages for the cloud that may be in there are lost: %s", aside, error)
-        if medium.db.in_transaction:
-            medium.db.execute("ROLLBACK")
     return medium
 
 

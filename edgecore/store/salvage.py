@@ -52,22 +52,37 @@ def drop_nonsense(db: sqlite3.Connection, *, undecodable: bool = False) -> int:
 
 
 def copy_readable(damaged: sqlite3.Connection, new: sqlite3.Connection, *, tables: Collection[str] = KEPT) -> None:
-    """Whatever can be read of the tables, in one transaction."""
+    """Whatever can be read of the tables, in one transaction.
+
+    Raises:
+        sqlite3.Error: The new one does not take it; nothing of it is there.
+    """
     new.execute("BEGIN")
-    for table in _tables(new):
-        if table.name not in tables:
-            continue
-        columns, marks = ", ".join(table.types), ", ".join("?" * len(table.types))
-        count = 0
-        try:
-            for row in damaged.execute(f"SELECT {columns} FROM {table.name}"):  # noqa: S608
-                if _is_whole(table, row):
-                    new.execute(f"INSERT OR REPLACE INTO {table.name} ({columns}) VALUES ({marks})", row)  # noqa: S608
-                    count += 1
-        except sqlite3.Error as error:
-            logger.warning("table %s can be read no further: %s", table.name, error)
-        logger.info("%d rows of table %s are saved from the damaged file", count, table.name)
-    new.execute("COMMIT")
+    try:
+        for table in _tables(new):
+            if table.name not in tables:
+                continue
+            columns, marks = ", ".join(table.types), ", ".join("?" * len(table.types))
+            count = 0
+            for row in _readable(damaged, table, columns):
+                new.execute(f"INSERT OR REPLACE INTO {table.name} ({columns}) VALUES ({marks})", row)  # noqa: S608
+                count += 1
+            logger.info("%d rows of table %s are saved from the damaged file", count, table.name)
+        new.execute("COMMIT")
+    except sqlite3.Error:
+        if new.in_transaction:
+            new.execute("ROLLBACK")
+        raise
+
+
+def _readable(damaged: sqlite3.Connection, table: _Table, columns: str) -> Iterator[tuple[Any, ...]]:
+    try:
+        rows = damaged.execute(f"SELECT {columns} FROM {table.name}")  # noqa: S608
+        while (row := rows.fetchone()) is not None:
+            if _is_whole(table, row):
+                yield row
+    except sqlite3.Error as error:
+        logger.warning("table %s can be read no further: %s", table.name, error)
 
 
 def _tables(db: sqlite3.Connection) -> Iterator[_Table]:

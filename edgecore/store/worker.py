@@ -136,7 +136,7 @@ class Worker:
             except (sqlite3.Error, StoreError) as error:
                 with contextlib.suppress(sqlite3.Error, StoreError):
                     self._medium.db.execute("ROLLBACK")
-                if left and isinstance(error, sqlite3.Error) and self._medium.mend(error):
+                if left and isinstance(error, sqlite3.Error) and self._mend(error):
                     self._full_sync = None  # it is another connection
                     continue
                 self._note_failed(jobs, error)
@@ -146,6 +146,13 @@ class Worker:
         batch.seconds = time.monotonic() - start
         batch.rebuilt = self._medium.rebuilt != rebuilt
         return batch
+
+    def _mend(self, error: sqlite3.Error) -> bool:
+        try:
+            return self._medium.mend(error)
+        except (sqlite3.Error, StoreError, OSError) as worse:  # this thread is the only one, and all wait for it
+            logger.error("%s: not mended after %s: %s", self._medium.path, error, worse)
+            return False
 
     def _commit(self, jobs: list[Job]) -> bool:
         """All in one transaction; returns whether anything was written."""

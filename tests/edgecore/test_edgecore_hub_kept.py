@@ -265,6 +265,25 @@ async def test_what_is_kept_outlives_a_damaged_database(
         assert events.count("outbox_messages") == 0
 
 
+async def test_what_is_lost_with_a_damaged_database_is_not_shown_as_kept(
+    settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cloud.stop()
+    monkeypatch.setattr("edgecore.store.medium.copy_readable", lambda *_: None)
+    async with Events(settings, tmp_path) as events:
+        await events.keep("0")
+        assert events.count("outbox_messages") == 1
+
+        def damage(_: sqlite3.Connection) -> None:
+            error = sqlite3.DatabaseError("database disk image is malformed")
+            error.sqlite_errorname = "SQLITE_CORRUPT"
+            if not events.database._medium.rebuilt:
+                raise error
+
+        await events.database.run(damage)
+        await until(lambda: events.count("outbox_messages") == 0)
+
+
 async def test_what_is_kept_outlives_a_database_that_is_damaged_at_the_start(
     settings: EdgeHubConfig, cloud: FakeCloud, tmp_path: Path
 ) -> None:

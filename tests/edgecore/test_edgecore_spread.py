@@ -58,18 +58,21 @@ def test_the_share_of_a_device_never_changes() -> None:
     assert owners == ["one", "one", "two", "one", "two", "one", "one", "one"]
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=4), st.booleans())
-def test_never_two_are_told_to_run_a_device(states: list[tuple[bool, bool, bool]], pinned: bool) -> None:
+four = st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans())
+
+
+@given(st.lists(four, min_size=1, max_size=4), st.booleans())
+def test_never_two_are_told_to_run_a_device(states: list[tuple[bool, bool, bool, bool]], pinned: bool) -> None:
     members = [
-        Member(str(i), answering=answering, alive=answering or alive, holds=holds)
-        for i, (answering, alive, holds) in enumerate(states)
+        Member(str(i), answering=answering, alive=answering or alive or runs, holds=holds, runs=runs)
+        for i, (answering, alive, holds, runs) in enumerate(states)
     ]
     claims = {m.name: claim_of(DEVICES[0], m.name, members, pinned="0" if pinned else "") for m in members}
     running = [name for name, claim in claims.items() if claim == "run"]
     assert len(running) <= 1
     for name in running:
-        assert not any(m.holds and m.answering for m in members if m.name != name)
-    if not any(m.holds and m.answering for m in members):
+        assert not any(m.holds and (m.answering or m.runs) for m in members if m.name != name)
+    if not any(m.holds and (m.answering or m.runs) for m in members):
         assert len(running) == 1  # nobody in the way: somebody runs it
 
 
@@ -77,7 +80,7 @@ class Peer:
     """A mapper, and what its link in the edge core knows of it."""
 
     def __init__(self) -> None:
-        self.known = self.answering = self.alive = False
+        self.known = self.answering = self.alive = self.beginning = self.lives = False
         self.holds: set[DeviceId] = set()
         self.told: set[DeviceId] = set()
         """Being handed over: the call is under way."""
@@ -96,7 +99,7 @@ class Sharing(RuleBasedStateMachine):
 
     def claim(self, name: str, device: DeviceId) -> str:
         members = [
-            Member(other, answering=p.answering, alive=p.alive, holds=device in p.holds)
+            Member(other, answering=p.answering, alive=p.alive, holds=device in p.holds, runs=p.beginning)
             for other, p in self.peers.items()
             if p.known
         ]
@@ -106,21 +109,29 @@ class Sharing(RuleBasedStateMachine):
     def register(self, name: str) -> None:
         """Also again, as after a quick restart: what it was told before does not count any more."""
         peer = self.peers[name]
-        peer.known = peer.alive = True
-        peer.answering, peer.holds, peer.told = False, set(), set()
+        peer.known = peer.alive = peer.beginning = peer.lives = True
+        peer.answering, peer.told = False, set()  # what it had before it may have until it has the answer
         share = {d for d in DEVICES if self.claim(name, d) == "run"}
-        peer.holds, peer.runs, peer.answering = set(share), set(share), True
+        peer.holds, peer.runs = set(share), set(share)
+
+    @rule(name=names)
+    def reach(self, name: str) -> None:
+        """The connection to it is made, some time after its registration."""
+        peer = self.peers[name]
+        if peer.lives:
+            peer.answering, peer.beginning = True, False
 
     @rule(name=names)
     def kill(self, name: str) -> None:
         peer = self.peers[name]
-        peer.answering, peer.told, peer.runs = False, set(), set()
+        peer.answering, peer.lives, peer.told, peer.runs = False, False, set(), set()
 
     @precondition(lambda self: any(p.known and p.alive and not p.answering for p in self.peers.values()))
     @rule(name=names)
     def wait(self, name: str) -> None:
+        self.reach(name)
         peer = self.peers[name]
-        peer.alive = peer.answering
+        peer.alive, peer.beginning = peer.answering, False
 
     @rule(name=names, device=devices)
     def begin(self, name: str, device: DeviceId) -> None:

@@ -101,6 +101,13 @@ def test_a_patch_holds_what_changed_and_the_heartbeats() -> None:
     assert status(at=9, known=unknown)["conditions"][3]["lastTransitionTime"] == "1970-01-01T00:00:09Z"
 
 
+def test_conditions_of_others_are_no_news() -> None:
+    first = status(at=0)
+    known = {**first, "conditions": [*first["conditions"], {"type": "NetworkUnavailable", "status": "False"}]}
+    assert status_patch(known, status(at=60, known=known)) is None
+    assert first["nodeInfo"]["kubeletVersion"] == "v0.1.0-kubetwin"
+
+
 def test_recorded_answers_carry_the_node() -> None:
     answers = [line["msg"] for line in RECORDED if line["dir"] == "cloud->edge" and "msg" in line]
     of_node = [m for m in answers if m["route"]["resource"] == "null/nodepatch/edge1"]

@@ -191,6 +191,22 @@ async def test_a_node_that_is_not_to_be_made_is_only_asked_for(tmp_path: Path, e
         assert [m.route.operation for m in cloud.asked if "lease" not in m.route.resource] == ["patch"]
 
 
+async def test_the_lease_that_is_there_is_renewed_and_not_made_anew(tmp_path: Path) -> None:
+    kubelet = msgspec.structs.replace(QUICK.tailored_kubelet_config, node_lease_duration_seconds=1)
+    settings = msgspec.structs.replace(QUICK, node_ip="192.0.2.77", tailored_kubelet_config=kubelet)
+    node = {"Object": {"metadata": {"uid": "u"}}, "Err": None}
+    lease = {"Object": {"metadata": {"name": NODE, "resourceVersion": "7", "labels": {"a": "b"}}}, "Err": None}
+    async with RefusingCloud(tmp_path, {"node": node, "nodepatch": node, "lease": lease}, settings) as cloud:
+        await cloud.until(lambda: cloud.count("lease") >= 3 and cloud.count("node") >= 1)
+        asked = [m for m in cloud.asked if "/lease/" in m.route.resource][:3]
+        assert [m.route.operation for m in asked] == ["query", "update", "update"]
+        for message in asked[1:]:
+            metadata = message.data()["metadata"]
+            assert (metadata["resourceVersion"], metadata["labels"]) == ("7", {"a": "b"}), "else others' are lost"
+        registered = next(m for m in cloud.asked if m.route.resource == f"null/node/{NODE}").data()
+        assert {"type": "InternalIP", "address": "192.0.2.77"} in registered["status"]["addresses"]
+
+
 async def test_what_waits_for_an_answer_ends_with_the_channel_and_begins_again_with_it(tmp_path: Path) -> None:
     async with RefusingCloud(tmp_path, {"node": None, "lease": None}) as cloud:
         await cloud.until(lambda: cloud.count("node") == 1 and cloud.count("lease") == 1)

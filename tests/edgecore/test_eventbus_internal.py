@@ -287,6 +287,27 @@ async def test_one_that_subscribes_gets_only_what_it_subscribed_to(tmp_path: Pat
             assert first.on("b") == [b"2", b"3"], "two filters that fit, one copy"
 
 
+async def test_a_filter_that_nobody_has_any_more_is_forgotten() -> None:
+    """Apps that ask and listen for the answer under a topic of its own come again and again."""
+    broker = LocalBroker(BrokerSettings("127.0.0.1", 0, 10))
+    await broker.start()
+    try:
+        async with aiomqtt.Client("127.0.0.1", broker.port) as stays, aiomqtt.Client("127.0.0.1", broker.port) as asks:
+            await stays.subscribe("shared")
+            for number in range(3):
+                await asks.subscribe("shared")
+                await asks.subscribe(f"answers/{number}")
+                await asks.unsubscribe(f"answers/{number}")
+                await asks.unsubscribe("shared")
+            await asks.unsubscribe("never")
+            assert list(broker._subscriptions) == ["shared"]
+            await asks.publish("shared", b"1")
+            async with asyncio.timeout(20):
+                assert (await anext(stays.messages)).payload == b"1"
+    finally:
+        await broker.shutdown()
+
+
 async def test_a_client_that_breaks_the_rules_is_cut_off_and_nobody_else(tmp_path: Path) -> None:
     async with world(config(), tmp_path) as one, app(port_of(one), "t") as good:
         for garbage in (b"\x00" * 20, b"GET / HTTP/1.1\r\n\r\n", b"\x10\xff\xff\xff\x7f", os.urandom(200)):

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from dmi import DeviceId, Reported, Twin
-from edgecore.bus import StateShown, TwinsGone, TwinsReported
+from edgecore.bus import ObjectChange, ObjectsChanged, StateShown, TwinsGone, TwinsReported
 from edgecore.config import EventBusConfig, TopicRule
 from edgecore.eventbus import client as client_module
 from edgecore.eventbus import eventbus as eventbus_module
@@ -83,6 +83,8 @@ async def test_nothing_that_is_over_stays_with_the_broker(tmp_path: Path) -> Non
             assert msgspec.json.decode(await local.hears(topic, 3))["quality"] == "good"
             one.bus.tell(TwinsGone(BOILER, ("temp",)))
             assert await local.hears(topic, 4) == b""
+            await one.bus.publish(ObjectsChanged((ObjectChange("device", "default", "boiler-1", None),)))
+            assert not one.events._since_ms, "nor with us"
         async with app(port_of(one), "v/#") as later:
             await later.hears("v/default/boiler-1/other")
             assert later.on(topic) == [], "nothing is retained"

@@ -7,6 +7,7 @@ import resource
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from edgecore.store import (
     registered_mappers,
     replace_mapper,
 )
+from edgecore.store.medium import Medium
 
 DEVICE = DeviceId("default/boiler-1")
 DEADLINE_S = 15.0
@@ -170,6 +172,56 @@ async def test_a_full_disk(disk: Path) -> None:
     async with open_database(disk / "e.db") as database:
         assert (await value_of(database)).startswith("during")
         assert await value_of(database, "label") == "after"
+
+
+def fails_once(name: str) -> Callable[[sqlite3.Connection], None]:
+    """A job that runs into trouble with the file, the first time."""
+    error = sqlite3.OperationalError("as the file system says")
+    error.sqlite_errorname = name
+    errors = [error]
+
+    def job(_: sqlite3.Connection) -> None:
+        if errors:
+            raise errors.pop()
+
+    return job
+
+
+@pytest.mark.usefixtures("probing")
+async def test_a_file_damaged_on_a_full_disk_is_saved_into_memory(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "e.db") as database:
+        objects = [StoredObject("device", "default", f"d-{n}", "u", "1", b'"%s"' % (b"x" * 20_000)) for n in range(20)]
+        for one in objects:
+            await database.run(partial(put_object, obj=one))
+        with no_larger_files(150_000):
+            async with asyncio.timeout(DEADLINE_S):
+                await database.run(fails_once("SQLITE_CORRUPT"))
+                await put(database, "21.5")
+            assert "its rows cannot be saved" in database.trouble
+            assert len(await database.run(lambda db: list(list_objects(db, "device")))) == len(objects)
+        await until(lambda: not database.trouble)
+    async with open_database(tmp_path / "e.db") as database:
+        assert await value_of(database) == "21.5"
+        assert len(await database.run(lambda db: list(list_objects(db, "device")))) == len(objects)
+
+
+async def test_what_cannot_be_mended_fails_and_the_store_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_database(tmp_path / "e.db") as database:
+        mend = Medium.mend
+
+        def failing(self: Medium, error: sqlite3.Error) -> bool:
+            monkeypatch.setattr(Medium, "mend", mend)
+            raise sqlite3.OperationalError("nor can it be read")
+
+        monkeypatch.setattr(Medium, "mend", failing)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(StoreError, match="as the file system says"):
+                await database.run(fails_once("SQLITE_IOERR_READ"))
+            await put(database, "21.5")
+        assert await value_of(database) == "21.5"
+    assert any("nor can it be read" in record.message for record in caplog.records)
 
 
 async def test_a_file_damaged_while_it_is_used_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

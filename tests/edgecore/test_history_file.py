@@ -114,7 +114,7 @@ def test_a_time_from_a_wrong_clock_does_not_keep_the_rest_for_ever(tmp_path: Pat
 
 def test_devices_and_properties_that_are_gone_go(file: HistoryFile) -> None:
     file.append([*points("1"), *points("2", name="mode"), *points("3", device=FAN)], now_ms=NOW)
-    file.keep_properties(PUMP, {"mode"})
+    file.keep_properties({PUMP: {"mode"}})
     assert values_of(file) == ["2"]
     file.keep_only({PUMP: {"mode"}, FAN: None})
     assert (values_of(file), values_of(file, FAN)) == (["2"], ["3"])

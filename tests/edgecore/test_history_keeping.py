@@ -200,6 +200,32 @@ async def test_a_replaced_device_begins_anew(world: World) -> None:
         assert await values(kept) == ["1"]
 
 
+async def test_many_devices_that_go_at_once_are_gone_through_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each of thousands, all that waits and all there is would hold up everything else for a minute."""
+    devices = [DeviceId(f"default/pump-{number}") for number in range(200)]
+    sizes = 0
+    size = Point.size.fget  # type: ignore[attr-defined]  # a property
+
+    def counted(point: Point) -> object:
+        nonlocal sizes
+        sizes += 1
+        return size(point)
+
+    async with world.keeping() as kept:
+        for value in ("1", "2"):
+            await world.until(lambda: not len(kept._buffer))
+            for device in devices:
+                world.bus.tell(TwinsReported(device, (Twin("speed", Reported(value, "int", NOW)),)))
+        monkeypatch.setattr(Point, "size", property(counted))
+        gone = (ObjectChange("device", "default", device.split("/")[1], None) for device in devices)
+        await world.bus.publish(ObjectsChanged(tuple(gone)))
+        assert sizes <= len(devices)
+        await world.until(lambda: not kept._forgotten)
+        assert await kept.newest_first(devices[7], "", since_ms=0, limit=9, max_bytes=9999) == ([], False)
+
+
 async def test_a_device_that_cannot_be_read_keeps_its_history(world: World) -> None:
     async with world.keeping() as kept:
         world.report("1")

@@ -87,8 +87,8 @@ def test_forgetting_leaves_others_alone() -> None:
     other = DeviceId("default/other")
     for p in (point("1"), point("2", name="level"), point("3", device=other)):
         buffer.add(p)
-    buffer.forget(PUMP, {"level"})
+    buffer.forget({PUMP: {"level"}})
     assert [p.value for p in buffer.newest_first(PUMP, "")] == ["2"]
-    buffer.forget(PUMP, ())
+    buffer.forget({PUMP: ()})
     assert buffer.newest_first(PUMP, "") == []
     assert [p.value for p in buffer.newest_first(other, "")] == ["3"]
