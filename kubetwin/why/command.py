@@ -26,6 +26,7 @@ _STATE_COLOURS = {"ok": "green", "broken": "red", "unknown": "yellow", "skipped"
 
 @click.command(
     short_help="Name the first broken step between a device and kubectl.",
+    context_settings={"help_option_names": ["-h", "--help"]},  # as `kubetwin why` it has no parent to take them from
     epilog="\b\nExit codes: 0 nothing is broken, 2 wrong use, 3 nothing could be asked, else the first broken step:\n"
     + _EXIT_CODES,
 )

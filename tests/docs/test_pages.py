@@ -18,7 +18,7 @@ from mappers.sdk.options import find_driver
 from tests.docs.page import DOCS
 
 PACKAGES = ("cloudcore", "cloudedge", "dmi", "edgecore", "kubetwin", "mappers")
-PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = (*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md")
 
 
 @cache
@@ -59,7 +59,7 @@ def test_a_reason_is_one_that_is_given(message: str) -> None:
     assert is_said(message)
 
 
-@pytest.mark.parametrize("message", list(quoted("channel.md", r"^\| (`(?!kubetwin_)[^`|]*`) \|")))
+@pytest.mark.parametrize("message", list(quoted("channel.md", r"^\| (`(?!kubetwin_|[\w.]+`)[^|]*) \|")))
 def test_a_complaint_of_the_channel_is_one_that_is_made(message: str) -> None:
     assert is_said(message)
 
@@ -81,14 +81,40 @@ def test_the_driver_reference_is_what_the_structs_say() -> None:
     assert (DOCS / "drivers.md").read_text() == driver_page(find_driver(name) for name in SHIPPED)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(DOCS).as_posix())
-def test_links_lead_to_files(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+def anchors(page: Path) -> set[str]:
+    """What headings are called in links."""
+    headings = (heading.lower() for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE))
+    return {re.sub(r"[^\w -]", "", heading).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(DOCS.parent).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?[^)]*\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), target
+            there = page.parent / target if target else page
+            assert there.exists(), target
+            assert not heading or heading in anchors(there), f"{target}#{heading}"
 
 
-@pytest.mark.parametrize("page", ("write-a-mapper.md", "troubleshooting.md", "desired.md", "channel.md", "security.md"))
+def test_figures_and_benchmarks_are_those_that_are_printed() -> None:
+    """Of the channel; other tables shorten the names."""
+    page, folder = (DOCS / "performance.md").read_text(), DOCS.parent / "benchmarks"
+    calls = (node for file in folder.rglob("*.py") for node in ast.walk(ast.parse(file.read_text())))
+    printed = [_text(c.args[0]) for c in calls if isinstance(c, ast.Call) and getattr(c.func, "id", "") == "figure"]
+    patterns = [re.escape(name).replace("…", r"[a-z_]+") for name in printed]
+    channel = page.split("\n## Channel\n")[1].split("\n## ")[0]
+    named = re.findall(r"^\| `([a-z_.]+)`", channel, re.MULTILINE)
+    assert len(named) > 8
+    assert [name for name in named if not any(re.fullmatch(p, f"channel.{name}") for p in patterns)] == []
+    for line in re.findall(r"`(?:python -m benchmarks )([a-z][^`]*)`|`(channel\.\w+)[^`]*`", page):
+        for name in re.findall(r"[a-z]+\.[a-z_]+", " ".join(line)):
+            assert f'"{name}": "' in (folder / "__main__.py").read_text(), name
+
+
+@pytest.mark.parametrize(
+    "page",
+    ("write-a-mapper.md", "troubleshooting.md", "desired.md", "channel.md", "security.md", "why.md", "../README.md"),
+)
 def test_commands_exist(page: str) -> None:
     found = re.findall(r"(?:^|`|\$ )kubetwin ((?:[a-z]+ ?)+)", (DOCS / page).read_text(), re.MULTILINE)
     for words in found:
