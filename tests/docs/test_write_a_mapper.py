@@ -36,7 +36,12 @@ class Reader:
 
     def __init__(self, directory: Path) -> None:
         ports = free_ports(2)
-        self.elsewhere = {"/tmp/demo": str(directory / "demo"), "4059": str(ports[0]), "7780": str(ports[1])}
+        self.elsewhere = {
+            "/tmp/demo": str(directory / "demo"),
+            "../mapper-venv": str(directory / "mapper-venv"),  # beside a checkout, which `..` of a link is not
+            "4059": str(ports[0]),
+            "7780": str(ports[1]),
+        }
         self.directory = directory
         self.state = directory / "state.sh"
         checkout = directory / "checkout"
