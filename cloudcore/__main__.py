@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import gc
 import logging
 import sys
 from pathlib import Path
-from typing import Final
 
 import click
 
+from cloudcore import heap
 from cloudcore.config import default_config, dump, load_config, minimal_config, without_effect
 from dmi import ConfigError
 from dmi.log_lines import log_to_stderr
@@ -20,11 +18,6 @@ from dmi.log_lines import log_to_stderr
 __all__ = ["main"]
 
 logger = logging.getLogger("cloudcore")
-
-_M_MMAP_THRESHOLD: Final = -3
-_M_ARENA_MAX: Final = -8
-"""Of mallopt(3), in glibc's malloc.h."""
-_LARGE: Final = 128 * 1024
 
 YOUNG_OBJECTS = 10_000
 """Made, and not yet freed, between two looks for garbage. A node that connects makes a hundred that stay."""
@@ -70,7 +63,7 @@ def _run(file: Path) -> int:
                 raise
             raise ConfigError("", f"{missing.name} is not installed: pip install 'kubetwin[cloud]'") from missing
 
-        _give_memory_back()
+        heap.set_up()
         gc.freeze()  # what is imported lives as long as the process
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         try:
@@ -81,18 +74,6 @@ def _run(file: Path) -> int:
         logger.error("%s", error)
         return 1
     return 0
-
-
-def _give_memory_back() -> None:
-    """Have large blocks mapped and unmapped one by one, and one heap for all threads.
-
-    Each TLS connection to the API has a buffer of 256 KiB. By itself the C library takes the first one that is freed
-    as a reason to have the next ones in the heap, where what is allocated above them keeps them from being given back.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_ARENA_MAX, 1)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cloudcore import heap
 from cloudcore.audit import Audit
 from cloudcore.cloudhub import CloudHub, HubSettings
 from cloudcore.config import CloudCoreConfig, CloudHubConfig, own_address
@@ -93,7 +94,7 @@ async def run(config: CloudCoreConfig, *, stop: asyncio.Event | None = None) -> 
             try:
                 async with asyncio.TaskGroup() as group:
                     presence = group.create_task(replicas.run(), name="replicas")
-                    tasks = []
+                    tasks = [group.create_task(heap.keep_small(), name="give memory back")]
                     if config.modules.device_controller.enable:
                         tasks.append(group.create_task(controller.run(), name="device controller"))
                     if edge_controller is not None:

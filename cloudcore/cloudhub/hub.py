@@ -176,11 +176,12 @@ class CloudHub:
         """Count it, and log it on the change: an edge core that is refused tries again every few seconds."""
         self.counts[f"refused: {what}"] += 1
         self._figures.refused.add(what)
-        if self._refusals.get(node) != reason and self._may_log():
+        if self._refusals.get(node) != reason:
             if len(self._refusals) >= _MAX_REFUSALS:
                 self._refusals.clear()
             self._refusals[node] = reason
-            logger.warning("node %r refused: %s", node, reason)
+            if self._may_log():
+                logger.warning("node %r refused: %s", node, reason)
 
     def _note_rival(self, node: str) -> None:
         """A connection in use gave way to a newer one, here or at another replica."""

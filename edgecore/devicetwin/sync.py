@@ -74,6 +74,8 @@ class CloudSync:
         self._ask_for_objects = False
         self._unread = False
         """What this connection is to be told first could not be read yet."""
+        self._told_count = -1
+        """How many reports were due at the connection before."""
         self._most_bytes = 0
         """Of a message, for this cloud; 0: not known."""
         self._at_hand: dict[Key, Rows] = {}
@@ -130,7 +132,10 @@ class CloudSync:
         try:
             keys = await self._database.run(_all_to_say)
             self._unread = False
-            logger.info("%d device reports to bring up to date", len(keys))
+            # A node that is turned away again and again has the same to say each time.
+            level = logging.DEBUG if len(keys) == self._told_count else logging.INFO
+            self._told_count = len(keys)
+            logger.log(level, "%d device reports to bring up to date", len(keys))
         except StoreError as error:  # no reason to do without what the cloud has to say
             keys, self._unread = [], True
             logger.warning("what the cloud is to be told cannot be read, and is tried again: %s", error)
