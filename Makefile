@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then command -v $$p; break; fi; done)
 PYTEST_WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# They wait most of the time. The file that waits longest begins.
+FAULT_WORKERS ?= 3
 
 # Servers that the data plane's tests run against.
 PROGRAMS := curl mosquitto redis-server mariadb-server
@@ -32,7 +34,7 @@ test-programs: $(VENV)/installed ## the data plane against Debian's servers, whi
 test-faults: $(VENV)/installed ## the cloud-edge channel under cuts, kills, delays and lies: minutes
 	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(FAULT_PROGRAMS) >/dev/null 2>&1; then \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(FAULT_PROGRAMS); fi
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m faults --timeout 900 tests/faults $(ARGS)
+	$(BIN)/pytest -n $(FAULT_WORKERS) --dist loadfile --no-loadscope-reorder -m faults --timeout 900 tests/faults $(ARGS)
 
 test-matrix: $(VENV)/installed ## every one of the 720 orders of killing and starting the six parts: an hour
 	KUBETWIN_MATRIX=all $(BIN)/pytest -m slow --timeout 900 tests/e2e/test_restart_matrix.py $(ARGS)
