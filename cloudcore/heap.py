@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,6 @@ _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 """Of mallopt(3), in glibc's malloc.h."""
 _LARGE: Final = 128 * 1024
-_PAGE_BYTES: Final = 4096
 
 
 def set_up() -> None:
@@ -38,7 +38,9 @@ def set_up() -> None:
 
 
 async def keep_small() -> None:
-    """Look every half minute, until cancelled."""
+    """Look every half minute, until cancelled. Another C library is left alone."""
+    if _glibc() is None:
+        return
     least = resident_bytes()
     while True:
         await asyncio.sleep(LOOK_S)
@@ -57,7 +59,8 @@ def trim() -> None:
 
 
 def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
+    """Of this process; on Linux."""
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -31,6 +31,8 @@ __all__ = [
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 """Router bodies reach 12 MiB and grow by a third in base64 (channel contract 2.8)."""
 
+ENVELOPE_BYTES: Final = 1024
+"""At the most, what encoding adds to a message's `size`."""
 MAX_ANY_CASE_BYTES: Final = 256 * 1024
 """Looking for members in other letters takes them all apart: for 16 MiB of them that was 5 s and 500 MB."""
 

@@ -17,7 +17,7 @@ from edgecore.config import API_VERSION, KIND, EdgeCoreConfig, api_socket_path, 
 from edgecore.edged import duration_s
 from edgecore.eventbus.settings import check_event_bus
 
-__all__ = ["load_config", "to_yaml"]
+__all__ = ["is_host_and_port", "load_config", "to_yaml"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,7 @@ def _check(config: EdgeCoreConfig, where: str) -> None:
         raise ConfigError(f"{where}: modules.edgeHub.websocket.enable", "QUIC is not available: enable websocket only")
     servers = [server for part in hub.websocket.server.split(",") if (server := part.strip())]
     for server in servers or [hub.websocket.server]:
-        host, _, port = server.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        if not is_host_and_port(server):
             raise ConfigError(f"{where}: modules.edgeHub.websocket.server", f"{server!r} is not of the form host:port")
     check_event_bus(config.modules.event_bus, f"{where}: modules.eventBus")
     history, local_api = config.modules.device_twin.history, config.modules.local_api
@@ -96,3 +95,8 @@ def _check(config: EdgeCoreConfig, where: str) -> None:
     ):
         if not enabled:
             raise ConfigError(f"{where}: modules.{name}.enable", "the module cannot be left out")
+
+
+def is_host_and_port(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536

@@ -112,12 +112,11 @@ def _settings(file: Path, *, cloudcore: str, node: str, certport: int, data: Pat
     """Those of the file, which must say the same, or new ones."""
     from cloudedge.tls import NODE_NAME
     from edgecore.config import EdgeCoreConfig
-    from edgecore.configfile import load_config
+    from edgecore.configfile import is_host_and_port, load_config
 
     servers = [part.strip() for part in cloudcore.split(",")]
     for server in servers:
-        host, _, port = server.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        if not is_host_and_port(server):
             raise click.BadParameter(f"{server!r} is not of the form host:port", param_hint="--cloudcore")
     cloudcore = ",".join(servers)
     http_server = ",".join(f"https://{server.rpartition(':')[0]}:{certport}" for server in servers)

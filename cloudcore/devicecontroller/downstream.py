@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+from cloudcore.devicecontroller.budget import Budget
 from cloudcore.devicecontroller.declarations import Declarations
 from cloudcore.devicecontroller.kinds import DEVICES, MODELS, model_key, node_name
 from cloudcore.devicecontroller.links import NodeLink
@@ -23,7 +24,6 @@ from cloudcore.devicecontroller.messages import (
     object_message,
     ok,
 )
-from cloudcore.devicecontroller.pace import Pace
 from cloudcore.devicecontroller.views import (
     KINDS,
     NodeRecords,
@@ -90,7 +90,7 @@ class Downstream:
         self._complete = False
         self._sent = self._deleted = 0
         self._views: dict[str, View] = {}
-        self._pace = Pace(asyncio.get_running_loop().time)
+        self._budget = Budget(asyncio.get_running_loop().time)
 
     def connected(self, link: NodeLink) -> None:
         """Start anew with this connection of the node."""
@@ -116,7 +116,7 @@ class Downstream:
             return
         view.request = message
         loop = asyncio.get_running_loop()
-        if (wait_s := self._pace.wait_s(link.node)) > 0:
+        if (wait_s := self._budget.wait_s(link.node)) > 0:
             view.timer.cancel()
             view.timer = loop.call_later(wait_s, self._take_request, view)
         else:
@@ -131,7 +131,7 @@ class Downstream:
         except MalformedMessage as error:
             logger.warning("node %s: %s; it is sent everything", node, error)
             view.inventory = None
-        self._pace.spend(node, len(view.inventory or ()) // 10)  # comparing is cheap
+        self._budget.spend(node, len(view.inventory or ()) // 10)  # comparing is cheap
         view.hold_until = asyncio.get_running_loop().time() + HOLD_S
         self._ask(node)
 
@@ -237,7 +237,7 @@ class Downstream:
         view.has = dict(view.inventory or {})
         node = view.link.node
         members = {key: device for key in self._devices_of(node) if (device := self._find_device(key))}
-        self._pace.spend(node, len(members))
+        self._budget.spend(node, len(members))
         view.link.post(detail_message(members))
         view.members.update(members)
         before = self._sent

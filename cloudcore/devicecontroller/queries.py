@@ -31,6 +31,7 @@ from cloudcore.kube import (
     TooManyRequests,
     Unavailable,
 )
+from cloudcore.kube.decoding import is_deep
 from cloudedge import MalformedMessage, Message, new_message
 from cloudedge.message import now_ms
 from cloudedge.queries import (
@@ -343,19 +344,9 @@ class Queries:
 
 def _is_deep(result: msgspec.Raw) -> bool:
     try:
-        level: list[Any] = [msgspec.json.decode(result)]
+        return is_deep(msgspec.json.decode(result), MAX_DEPTH)
     except RecursionError:
         return True
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _read(id_: str, entry: object) -> Query:

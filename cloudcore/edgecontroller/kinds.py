@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from cloudcore.kube import Key, Kind
 from cloudedge import MalformedMessage
 from cloudedge.resources import ObjectPath, object_path
+from cloudedge.tls import NODE_NAME
 
 __all__ = [
     "CLAIMS",
@@ -61,9 +61,6 @@ LEASE_NAMESPACE: Final = "kube-node-lease"
 
 _UNNAMED: Final = "default/certificatesigningrequest/"
 
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-"""RFC 1123 subdomain. What is not one, such as `..`, must not get into the URL of a request."""
-
 
 def read_path(resource: str) -> ObjectPath:
     """What a node's request is about, with names that can be names.
@@ -85,7 +82,7 @@ def read_path(resource: str) -> ObjectPath:
 
 def is_name(text: object) -> bool:
     """Whether it can stand in the URL of a request."""
-    return isinstance(text, str) and _NAME.fullmatch(text) is not None and ".." not in text
+    return isinstance(text, str) and NODE_NAME.fullmatch(text) is not None
 
 
 def key_at(path: ObjectPath) -> Key:

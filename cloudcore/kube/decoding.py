@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from cloudcore.kube.objects import key_of
 
-__all__ = ["MAX_DEPTH", "Decoding", "cut"]
+__all__ = ["MAX_DEPTH", "Decoding", "cut", "is_deep"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Decoding:
         except RecursionError:
             pass
         else:
-            if not _is_deep(value):
+            if not is_deep(value, MAX_DEPTH):
                 return value
         value = decoder.decode(cut(body))
         about = f"{what} {key_of(found)}" if (found := getattr(value, "object", None)) else what
@@ -75,10 +75,11 @@ def cut(body: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _is_deep(value: Any) -> bool:
+def is_deep(value: Any, levels: int) -> bool:
+    """Whether JSON, decoded, is nested deeper than that. A Struct counts as its members."""
     level = list(msgspec.structs.astuple(value)) if isinstance(value, Struct) else [value]
     level = [outer for outer in level if isinstance(outer, dict | list)]
-    for _ in range(MAX_DEPTH):
+    for _ in range(levels):
         level = [
             inner
             for outer in level

@@ -8,11 +8,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from cloudedge.tls import NODE_NAME
 from dmi import ConfigError
 
 __all__ = ["ReplicaSettings", "ReplicaStatus", "replica_name"]
 
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,198}[a-z0-9])?")
+MAX_NAME_CHARACTERS: Final = 200
 
 
 class ReplicaSettings(Struct, frozen=True):
@@ -50,9 +51,10 @@ def replica_name(configured: str) -> str:
         ConfigError: It cannot be part of a Lease's name.
     """
     name = configured or re.sub(r"[^-a-z0-9.]", "-", socket.gethostname().lower()).strip("-.")
-    if not _NAME.fullmatch(name):
+    if len(name) > MAX_NAME_CHARACTERS or not NODE_NAME.fullmatch(name):  # a Lease is named as a node is
         raise ConfigError(
             "modules.cloudHub.replica",
-            f"{name!r} is not up to 200 small letters, digits, '-' and '.', with a letter or digit at either end",
+            f"{name!r} is not up to {MAX_NAME_CHARACTERS} small letters, digits, '-' and '.', with a letter or digit "
+            "at either end and beside each '.'",
         )
     return name

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cloudedge import ConnectionLost, Message
+from cloudedge.message import ENVELOPE_BYTES
 from cloudedge.resources import ObjectPath
 from dmi import DeviceId, NodeName
 from dmi.metrics import Metrics
@@ -39,8 +40,6 @@ logger = logging.getLogger(__name__)
 READ_AT_ONCE: Final = 64
 MAX_INVENTORY: Final = 50_000
 """Objects that the cloud is told of, in some 130 bytes each. With more it is told of none, and sends all of them."""
-_ENVELOPE_BYTES: Final = 1024
-"""At the most, besides what `Message.size` counts."""
 _STORE_RETRY_S: Final = 1.0
 _EXPIRE_EVERY_S: Final = 1.0
 
@@ -152,7 +151,7 @@ class CloudSync:
         except StoreError:  # then it is sent everything
             stored = None
         request = membership_request(self._node, stored)
-        if 0 < self._most_bytes < request.size + _ENVELOPE_BYTES:
+        if 0 < self._most_bytes < request.size + ENVELOPE_BYTES:
             request = membership_request(self._node)
         try:
             await self._bus.publish(Upstream(request))

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from cloudedge import ConnectionLost, Message, new_message, reply
 from cloudedge.connection import Connection
-from cloudedge.message import encode, now_ms
+from cloudedge.message import ENVELOPE_BYTES, encode, now_ms
 from dmi.metrics import Metrics
 from edgecore.bus import Bus, CertificateRenewed, CloudConnected, CloudLink, CloudLost, Reply, Upstream, UpstreamKept
 from edgecore.config import EdgeHubConfig
@@ -36,8 +36,6 @@ STABLE_AFTER_S: Final = 5.0
 """A connection that lasted this long was a good one: the next retry starts from the beginning, at its address."""
 DRAIN_S: Final = 2.0
 """For the cloud to close the older of two connections, before we do."""
-_ENVELOPE_BYTES: Final = 1024
-"""At the most, besides what `Message.size` counts."""
 _MOST_KINDS: Final = 64
 """Kinds of messages that nothing takes, named in the log."""
 
@@ -270,7 +268,7 @@ class EdgeHub:
 
     def _is_too_large(self, message: Message) -> bool:
         most = self._most_bytes
-        if not most or message.size + _ENVELOPE_BYTES <= most or len(encode(message)) <= most:
+        if not most or message.size + ENVELOPE_BYTES <= most or len(encode(message)) <= most:
             return False
         self._too_large.add()
         is_news, self._left_out = message.route.resource != self._left_out, message.route.resource

@@ -19,9 +19,9 @@ from msgspec import Raw
 from cloudcore.cloudhub.outbox import MAX_BYTES, OVERHEAD, Outbox
 from cloudcore.cloudhub.ports import SoleOwner
 from cloudcore.cloudhub.upgrade import node_of_upgrade, wrong_with
-from cloudcore.devicecontroller import downstream, pace
+from cloudcore.devicecontroller import budget, downstream
+from cloudcore.devicecontroller.budget import BURST, RATE, REQUEST, Budget
 from cloudcore.devicecontroller.kinds import DEVICES
-from cloudcore.devicecontroller.pace import BURST, RATE, REQUEST, Pace
 from cloudcore.devicecontroller.queries import MAX_DEPTH, _is_deep
 from cloudcore.devicecontroller.reports import (
     MAX_PROPERTIES,
@@ -152,9 +152,9 @@ def request(content: object) -> Message:
     )
 
 
-def test_the_pace() -> None:
+def test_the_budget() -> None:
     now = 100.0
-    kept = Pace(lambda: now)
+    kept = Budget(lambda: now)
     for _ in range(4):
         assert kept.wait_s("a") == 0
         kept.spend("a", 5000)
@@ -223,8 +223,8 @@ async def test_a_revoked_token_is_not_good_in_another_spelling(kube: Kubernetes,
 async def test_a_node_cannot_keep_us_busy_with_its_membership(
     kube: Kubernetes, certs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "BURST", 0.0)
-    monkeypatch.setattr(pace, "RATE", 20.0)  # a request is half a second's
+    monkeypatch.setattr(budget, "BURST", 0.0)
+    monkeypatch.setattr(budget, "RATE", 20.0)  # a request is half a second's
     async with synced_cloud(kube, certs) as cloud, cloud.edge(ask=False) as edge:
         asked = [await edge.ask_membership() for _ in range(50)]
         await until(lambda: edge.answers(asked[-1]))

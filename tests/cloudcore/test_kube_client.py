@@ -36,6 +36,7 @@ from cloudcore.kube.objects import version_number
 from kubetwin.apiserver import ApiServer
 from tests.cloudcore.list_watch_server import KIND as THINGS
 from tests.cloudcore.support import Kubernetes, device, model
+from tests.garbage import uncollected
 
 
 @pytest.mark.parametrize(
@@ -244,15 +245,11 @@ async def test_requests_that_fail_leave_nothing_to_a_garbage_collection(
     }
     file.write_text(yaml.safe_dump(config))
     async with await KubeClient.open(kubeconfig=str(file)) as client:
-        gc.collect()
-        gc.disable()
-        try:
+        with uncollected():
             before = held()
             for _ in range(3):
                 with pytest.raises(Unavailable):
                     await client.get(DEVICES, Key("default", "boiler-1"))
             await asyncio.sleep(0)  # what was cancelled ends
             assert held() == before
-        finally:
-            gc.enable()
-            server.close()
+    server.close()

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from cloudcore import heap
+
 LARGE = """
 import sys
 from cloudcore import heap
@@ -53,3 +55,10 @@ def test_buffers_are_given_back(program: str) -> None:
     held, left = map(int, answer.stdout.split())
     assert held > 40_000_000
     assert left < 10_000_000
+
+
+async def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap, "_glibc", lambda: None)
+    heap.set_up()
+    heap.trim()
+    await heap.keep_small()  # which ends

@@ -344,7 +344,7 @@ def test_long_node_names_have_a_lease_too() -> None:
 def test_names_of_replicas() -> None:
     assert replica_name("cloud-1.example") == "cloud-1.example"
     assert replica_name("")
-    for wrong in ("Cloud", "-a", "a/b", "a" * 201):
+    for wrong in ("Cloud", "-a", "a/b", "a..b", "a" * 201):
         with pytest.raises(ConfigError, match=r"cloudHub\.replica"):
             replica_name(wrong)
 

@@ -15,6 +15,7 @@ from cloudedge.dialling import connect
 from cloudedge.listening import serve
 from cloudedge.loop_errors import LoopErrors
 from cloudedge.tls import client_context, server_context
+from tests.garbage import uncollected
 
 DIALS = 5
 
@@ -53,15 +54,11 @@ async def test_nothing_large_is_left_of_a_connection_that_could_not_be_made(
 
     async with listening:
         await dial()
-        gc.collect()
-        gc.disable()
-        try:
+        with uncollected():
             for _ in range(DIALS):
                 await dial()
             await asyncio.sleep(0)
             kept = [type(one).__name__ for one in gc.get_objects()]
-        finally:
-            gc.enable()
     assert not [name for name in kept if name in ("WSProtocol", "SSLTransport_Socket")]
 
 
@@ -80,15 +77,11 @@ async def test_nothing_is_left_of_a_connection_that_has_ended(tmp_path: Path) ->
             await connection.receive()
 
     await dial()
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         for _ in range(DIALS):
             await dial()
         await asyncio.sleep(0)
         kept = [one for one in gc.get_objects() if isinstance(one, Connection)]
-    finally:
-        gc.enable()
     listener.close()
     await listener.wait_closed()
     assert not kept

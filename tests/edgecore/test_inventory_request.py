@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cloudedge.inventory import StoredVersion, read_inventory
+from cloudedge.inventory import MAX_OBJECTS, StoredVersion, read_inventory
 from dmi import NodeName
 from edgecore.bus import Bus, CloudConnected, ObjectMessage, Upstream
 from edgecore.devicetwin.messages import membership_request
-from edgecore.devicetwin.sync import CloudSync
+from edgecore.devicetwin.sync import MAX_INVENTORY, CloudSync
 from edgecore.metamanager import MetaManager
 from edgecore.store import StoredObject, object_versions, open_database, put_object
 from tests.edgecore.conftest import Edge
@@ -66,6 +66,7 @@ async def test_too_many_objects_are_said_to_be_unknown(
 ) -> None:
     await cloud.put(model_object())
     await cloud.put(device_object())
+    assert MAX_INVENTORY <= MAX_OBJECTS, "a cloud reads it"
     monkeypatch.setattr("edgecore.devicetwin.sync.MAX_INVENTORY", 1)
     assert await _asked_again(edge, cloud) is None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Pace"]
+__all__ = ["Budget"]
 
 RATE: Final = 1000.0
 """Objects that are gone through for one node, a second in the long run…"""
@@ -16,7 +16,7 @@ REQUEST: Final = 10.0
 MAX_NODES: Final = 20_000
 
 
-class Pace:
+class Budget:
     """By node, over its connections. Times are the event loop's, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
